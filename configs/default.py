@@ -1,0 +1,365 @@
+"""Every setting with its default and meaning. Generated: `python -m jgpt.config > configs/default.py`.
+
+Other configs start from `get_config()` here and change a few lines.
+"""
+
+# ruff: noqa: E501
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    c = ml_collections.ConfigDict()
+    # of the run; the workdir is runs/NAME unless --workdir is given
+    c.name = "default"
+
+    # architecture
+    c.model = ml_collections.ConfigDict()
+    # 0 for the tokenizer"s
+    c.model.vocab_size = 0
+    # blocks
+    c.model.num_layers = 4
+    # width D of the residual stream
+    c.model.hidden_size = 256
+    # query heads
+    c.model.num_heads = 4
+    # key/value heads; 0 for num_heads, 1 is multi-query
+    c.model.num_kv_heads = 0
+    # 0 for hidden_size / num_heads
+    c.model.head_dim = 0
+    # width F of the feed-forward layer
+    c.model.intermediate_size = 688
+    # longest sequence; rows of a learned position table
+    c.model.max_length = 2048
+    # causal; bidirectional; prefix (bidirectional over the first batch["prefix_lengths"])
+    c.model.attention = "causal"
+    # repeated over the layers: global or local (sliding window)
+    c.model.attention_pattern = ("global",)
+    # local layers see this many tokens, themselves included
+    c.model.window = 0
+
+    # block-sparse pattern of the global layers
+    c.model.block_sparse = ml_collections.ConfigDict()
+    # tokens per block; 0 switches the pattern off
+    c.model.block_sparse.block_size = 0
+    # each block sees itself and this many minus one before it
+    c.model.block_sparse.num_local_blocks = 4
+    # the first blocks, seen by all
+    c.model.block_sparse.num_global_blocks = 1
+    # also see every stride-th block; 0 for none
+    c.model.block_sparse.stride = 0
+    # c * tanh(scores / c); 0 for none
+    c.model.attention_softcap = 0.0
+    # scores are scaled by this times head_dim**-0.5
+    c.model.attention_scale = 1.0
+    # learn the scale, one per layer, from there
+    c.model.learned_attention_scale = False
+    # normalise each head"s query and key
+    c.model.qk_norm = False
+    # one learned logit per head that takes softmax mass
+    c.model.attention_sinks = False
+    # bias on query, key and value
+    c.model.attention_bias = False
+    # bias on the attention"s output
+    c.model.attention_output_bias = False
+    # auto, or a name from kernels.attention.BACKENDS
+    c.model.attention_backend = "auto"
+    # rope; alibi; learned; sinusoidal; relative (T5 buckets); none
+    c.model.position = "rope"
+    # base of the rotary frequencies
+    c.model.rope_theta = 10000.0
+    # base in local layers; 0 for rope_theta
+    c.model.local_rope_theta = 0.0
+    # share of each head that is rotated
+    c.model.rope_fraction = 1.0
+
+    # extension beyond the trained length
+    c.model.rope_scaling = ml_collections.ConfigDict()
+    # none; linear (position interpolation); ntk (NTK-aware base); yarn (NTK by parts); llama3
+    c.model.rope_scaling.kind = "none"
+    # how many times longer than original_length
+    c.model.rope_scaling.factor = 1.0
+    # length the frequencies were trained on (yarn, llama3)
+    c.model.rope_scaling.original_length = 8192
+    # yarn: rotations above which a dimension is kept
+    c.model.rope_scaling.beta_fast = 32.0
+    # yarn: rotations below which a dimension is interpolated
+    c.model.rope_scaling.beta_slow = 1.0
+    # llama3: wavelengths over length/this are divided
+    c.model.rope_scaling.low_frequency_factor = 1.0
+    # llama3: wavelengths under length/this are kept
+    c.model.rope_scaling.high_frequency_factor = 4.0
+    # yarn: cos and sin are multiplied by this; None means 0.1 ln(factor) + 1
+    c.model.rope_scaling.attention_factor = ml_collections.config_dict.placeholder(float)
+    # T5 buckets
+    c.model.relative_buckets = 32
+    # distance from which T5 buckets no longer grow
+    c.model.relative_max_distance = 128
+    # rmsnorm; layernorm
+    c.model.norm = "rmsnorm"
+    # pre; post; sandwich (before and after)
+    c.model.norm_placement = "pre"
+    # added to the variance
+    c.model.norm_epsilon = 1e-05
+    # scale by 1 + weight (Gemma)
+    c.model.norm_unit_offset = False
+    # attention and feed-forward side by side (GPT-NeoX)
+    c.model.parallel_block = False
+    # swiglu; geglu; gelu
+    c.model.ffn = "swiglu"
+    # biases in the feed-forward layer
+    c.model.ffn_bias = False
+    # tanh form of GELU
+    c.model.gelu_approximate = True
+    # repeated over the layers: dense or moe
+    c.model.ffn_pattern = ("dense",)
+    # first layers that are dense whatever the pattern
+    c.model.num_leading_dense = 0
+
+    # mixture of experts
+    c.model.moe = ml_collections.ConfigDict()
+    # experts per layer; 0 for a dense model
+    c.model.moe.num_experts = 0
+    # experts per token
+    c.model.moe.top_k = 2
+    # width of one expert; 0 for the model"s intermediate_size
+    c.model.moe.intermediate_size = 0
+    # softmax, then top-k; sigmoid, then top-k; expert_choice (bidirectional models only)
+    c.model.moe.router = "softmax"
+    # make the k chosen weights sum to one
+    c.model.moe.renormalize = True
+    # auxiliary-loss-free balancing: a bias moves the selection, never the weights
+    c.model.moe.selection_bias = False
+    # step of the selection bias
+    c.model.moe.bias_update_rate = 0.001
+    # multiplies the routed experts" output
+    c.model.moe.routed_scale = 1.0
+    # router input times U(1-jitter, 1+jitter) in training
+    c.model.moe.jitter = 0.0
+    # experts that every token uses
+    c.model.moe.num_shared_experts = 0
+    # dense (reference); capacity; dropless
+    c.model.moe.dispatch = "dropless"
+    # capacity: slots per expert over the even share
+    c.model.moe.capacity_factor = 1.25
+    # capacity: tokens per group; 0 for one group per sequence
+    c.model.moe.group_size = 0
+    # weight of the load balance loss
+    c.model.moe.balance_coefficient = 0.01
+    # weight of the router z-loss
+    c.model.moe.z_coefficient = 0.001
+    # the head is the embedding table
+    c.model.tied_embeddings = False
+    # bias on the head"s logits
+    c.model.head_bias = False
+    # multiply embeddings by sqrt(hidden_size)
+    c.model.embedding_scale = False
+    # c * tanh(logits / c); 0 for none
+    c.model.final_softcap = 0.0
+    # on attention probabilities, in training
+    c.model.attention_dropout = 0.0
+    # on each block"s two outputs, in training
+    c.model.residual_dropout = 0.0
+    # on the embeddings, in training
+    c.model.embedding_dropout = 0.0
+    # standard deviation of normal initial weights
+    c.model.init_std = 0.02
+    # divide it by sqrt(2 num_layers) on residual outputs
+    c.model.scale_residual_init = True
+    # muP: hidden_size the learning rate was tuned at; 0 switches width scaling off
+    c.model.mup_base_width = 0
+    # of activations and matmuls
+    c.model.dtype = "float32"
+    # of the master weights
+    c.model.param_dtype = "float32"
+    # recomputed in the backward pass: none; full (all of a block); dots (all but matmuls)
+    c.model.remat = "none"
+    # on: one compiled period of layers; off: unrolled; auto: off on CPU only
+    c.model.scan_layers = "auto"
+
+    # text to token ids
+    c.tokenizer = ml_collections.ConfigDict()
+    # unigram, bpe, char (SentencePiece, trained here); word; byte; huggingface (from path)
+    c.tokenizer.kind = "unigram"
+    # pieces, special tokens included
+    c.tokenizer.vocab_size = 8000
+    # a saved tokenizer (folder, .model or tokenizer.json) to use as it is
+    c.tokenizer.path = ""
+    # share of characters that get a piece of their own
+    c.tokenizer.character_coverage = 0.9995
+    # spell what has no piece as UTF-8 bytes
+    c.tokenizer.byte_fallback = True
+    # one piece per digit
+    c.tokenizer.split_digits = True
+    # identity; nfkc: SentencePiece"s own rule before encoding
+    c.tokenizer.normalization = "nfkc"
+    # word: whitespace; mecab; sudachi
+    c.tokenizer.word_segmenter = "whitespace"
+    # text from the start of the corpus that it is trained on
+    c.tokenizer.train_megabytes = 10.0
+
+    # corpus and batches
+    c.data = ml_collections.ConfigDict()
+    # comma-separated KIND:PATH@WEIGHT with kind microworld, text, jsonl, parquet, array_record or huggingface; $VARIABLES and globs are expanded, the kind may be left to the file"s ending
+    c.data.sources = "microworld"
+    # field of jsonl, parquet, array_record, huggingface records
+    c.data.text_field = "text"
+    # huggingface: the split to stream
+    c.data.split = "train"
+    # huggingface: the dataset"s configuration name, such as ja
+    c.data.subset = ""
+    # microworld: documents before it repeats
+    c.data.microworld_documents = 200000
+    # folder of caches; empty for ~/.cache/jgpt ($JGPT_CACHE)
+    c.data.cache = ""
+
+    # filters over documents
+    c.data.cleaning = ml_collections.ConfigDict()
+    # none; nfkc (keeps 、。「」～ and the like)
+    c.data.cleaning.normalize = "nfkc"
+    # control and zero-width characters
+    c.data.cleaning.strip_control = True
+    # ruby《》 and annotations ［＃］ of Aozora Bunko
+    c.data.cleaning.strip_aozora = True
+    # navigation, copyright and cookie lines of web pages
+    c.data.cleaning.drop_boilerplate = False
+    # a line that the document already had
+    c.data.cleaning.drop_repeated_lines = False
+    # shorter documents are removed
+    c.data.cleaning.min_characters = 1
+    # longer ones are cut at a sentence end into pieces; 0 for never
+    c.data.cleaning.max_characters = 0
+    # least share of kana and kanji among letters
+    c.data.cleaning.min_japanese_ratio = 0.0
+    # least share of kana (tells Japanese from Chinese)
+    c.data.cleaning.min_kana_ratio = 0.0
+    # documents with the same text after the steps above
+    c.data.cleaning.exact_dedup = False
+    # near-duplicates above this Jaccard similarity; 0: off
+    c.data.cleaning.minhash_threshold = 0.0
+    # unreadable records (UTF-8, JSON) before the run stops
+    c.data.max_bad_records = 100
+    # tokens per row
+    c.data.sequence_length = 256
+    # rows per step, over all processes
+    c.data.batch_size = 16
+    # best_fit (whole documents where they fit); split (concatenate and cut); none (one a row)
+    c.data.packing = "best_fit"
+    # best_fit: rows a virtual shard keeps open at a time
+    c.data.pack_open_rows = 64
+    # a new order every epoch
+    c.data.shuffle = True
+    # documents per virtual shard, for sources without an index
+    c.data.shuffle_buffer = 2048
+    # of shuffling
+    c.data.seed = 0
+    # 0 for as many as the steps need
+    c.data.epochs = 0
+    # fixed streams that processes share out among themselves
+    c.data.virtual_shards = 64
+    # documents, by hash of their text, kept from training
+    c.data.validation_fraction = 0.01
+    # at most this many of them are scored
+    c.data.validation_documents = 512
+    # processes that read and pack; 0 for a thread of this one
+    c.data.workers = 0
+    # batches made ahead
+    c.data.prefetch = 8
+
+    # update rule
+    c.optimizer = ml_collections.ConfigDict()
+    # adamw; adafactor; lion; muon
+    c.optimizer.name = "adamw"
+    # at its peak
+    c.optimizer.learning_rate = 0.001
+    # cosine; wsd (warmup, stable, decay); constant; all after a warmup
+    c.optimizer.schedule = "cosine"
+    # linear from 0
+    c.optimizer.warmup_steps = 100
+    # wsd: share of the steps that decay
+    c.optimizer.decay_fraction = 0.2
+    # learning rate at the end over its peak
+    c.optimizer.final_fraction = 0.1
+    # first moment (adamw, lion), momentum (muon uses 0.95)
+    c.optimizer.b1 = 0.9
+    # second moment
+    c.optimizer.b2 = 0.95
+    # adamw"s
+    c.optimizer.epsilon = 1e-08
+    # decoupled; on matrices only
+    c.optimizer.weight_decay = 0.1
+    # of the global gradient; 0 for none
+    c.optimizer.clip_norm = 1.0
+    # muon: of the matrices; the rest uses learning_rate
+    c.optimizer.muon_learning_rate = 0.02
+    # muon"s Nesterov momentum
+    c.optimizer.muon_momentum = 0.95
+    # exponential moving average of the weights; 0 for none
+    c.optimizer.ema_decay = 0.0
+
+    # what is minimised
+    c.objective = ml_collections.ConfigDict()
+    # a name from objectives.OBJECTIVES
+    c.objective.name = "pretrain"
+    # weight of logsumexp(logits)**2
+    c.objective.z_loss = 0.0
+
+    # loop
+    c.train = ml_collections.ConfigDict()
+    # optimizer steps
+    c.train.steps = 1000
+    # gradient accumulation: parts a batch is cut into
+    c.train.microbatches = 1
+    # of initial weights and dropout
+    c.train.seed = 0
+    # steps between lines of metrics.jsonl on screen and TensorBoard
+    c.train.log_every = 10
+    # steps between validations; 0 for only the last
+    c.train.eval_every = 200
+    # steps between samples; 0 for only the last
+    c.train.sample_every = 200
+    # skipped non-finite steps in a row before the run stops
+    c.train.max_nonfinite = 10
+    # main: glibc keeps freed buffers (CPU only; 1.2-1.6x faster)
+    c.train.keep_malloc = True
+
+    # what is kept on disk
+    c.checkpoint = ml_collections.ConfigDict()
+    # steps between checkpoints; 0 for only the last
+    c.checkpoint.every = 200
+    # newest ones kept
+    c.checkpoint.keep_last = 2
+    # ones of lowest validation loss kept
+    c.checkpoint.keep_best = 1
+    # write while training goes on
+    c.checkpoint.asynchronous = True
+
+    # text written by the model
+    c.sample = ml_collections.ConfigDict()
+    # each is continued; "" starts a document
+    c.sample.prompts = ("",)
+    # per round in training, over the prompts in turn
+    c.sample.num_samples = 4
+    # at most
+    c.sample.max_new_tokens = 128
+    # 0 is greedy
+    c.sample.temperature = 0.8
+    # only the k likeliest; 0 for all
+    c.sample.top_k = 0
+    # only the likeliest that make up this mass; 1 for all
+    c.sample.top_p = 0.95
+    # of sampling
+    c.sample.seed = 0
+
+    # devices
+    c.mesh = ml_collections.ConfigDict()
+    # replicas of the weights, each with its own rows
+    c.mesh.data = -1
+    # weights cut up, rows too
+    c.mesh.fsdp = 1
+    # experts
+    c.mesh.expert = 1
+    # heads and feed-forward columns
+    c.mesh.tensor = 1
+    # positions of the sequence
+    c.mesh.context = 1
+    return c

@@ -1,0 +1,576 @@
+"""Every setting of a run: one frozen dataclass per section, one home per default.
+
+Config files are `ml_collections.ConfigDict`s; `from_config_dict` turns one into a `Config`, refusing
+unknown keys and impossible values with one line that names the field and the remedy. Inside jgpt
+only these dataclasses exist. `configs/default.py` is generated from this file
+(`python -m jgpt.config`), so the comment beside a field there is its `help` here.
+
+This file is long because it is the reference page of all settings.
+"""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """A setting cannot be used; the message names the field and what to write instead."""
+
+
+def setting(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
+    """A dataclass field with its default, the comment shown in `configs/default.py`, and choices."""
+    metadata = {"help": help, "choices": choices}
+    if isinstance(default, type):
+        return dataclasses.field(default_factory=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How rotary positions are stretched beyond the length they were trained on."""
+
+    kind: str = setting(
+        "none",
+        "none; linear (position interpolation); ntk (NTK-aware base); yarn (NTK by parts); llama3",
+        ("none", "linear", "ntk", "yarn", "llama3"),
+    )
+    factor: float = setting(1.0, "how many times longer than original_length")
+    original_length: int = setting(8192, "length the frequencies were trained on (yarn, llama3)")
+    beta_fast: float = setting(32.0, "yarn: rotations above which a dimension is kept")
+    beta_slow: float = setting(1.0, "yarn: rotations below which a dimension is interpolated")
+    low_frequency_factor: float = setting(1.0, "llama3: wavelengths over length/this are divided")
+    high_frequency_factor: float = setting(4.0, "llama3: wavelengths under length/this are kept")
+    attention_factor: float | None = setting(
+        None, "yarn: cos and sin are multiplied by this; None means 0.1 ln(factor) + 1"
+    )
+
+
+@dataclass(frozen=True)
+class BlockSparse:
+    """Block-sparse causal attention: local blocks, global first blocks, and every stride-th block."""
+
+    block_size: int = setting(0, "tokens per block; 0 switches the pattern off")
+    num_local_blocks: int = setting(4, "each block sees itself and this many minus one before it")
+    num_global_blocks: int = setting(1, "the first blocks, seen by all")
+    stride: int = setting(0, "also see every stride-th block; 0 for none")
+
+
+@dataclass(frozen=True)
+class MoEConfig:
+    """Mixture of experts (used by the layers that `ffn_pattern` calls `moe`)."""
+
+    num_experts: int = setting(0, "experts per layer; 0 for a dense model")
+    top_k: int = setting(2, "experts per token")
+    intermediate_size: int = setting(0, "width of one expert; 0 for the model's intermediate_size")
+    router: str = setting(
+        "softmax",
+        "softmax, then top-k; sigmoid, then top-k; expert_choice (bidirectional models only)",
+        ("softmax", "sigmoid", "expert_choice"),
+    )
+    renormalize: bool = setting(True, "make the k chosen weights sum to one")
+    selection_bias: bool = setting(
+        False, "auxiliary-loss-free balancing: a bias moves the selection, never the weights"
+    )
+    bias_update_rate: float = setting(1e-3, "step of the selection bias")
+    routed_scale: float = setting(1.0, "multiplies the routed experts' output")
+    jitter: float = setting(0.0, "router input times U(1-jitter, 1+jitter) in training")
+    num_shared_experts: int = setting(0, "experts that every token uses")
+    dispatch: str = setting(
+        "dropless", "dense (reference); capacity; dropless", ("dense", "capacity", "dropless")
+    )
+    capacity_factor: float = setting(1.25, "capacity: slots per expert over the even share")
+    group_size: int = setting(0, "capacity: tokens per group; 0 for one group per sequence")
+    balance_coefficient: float = setting(1e-2, "weight of the load balance loss")
+    z_coefficient: float = setting(1e-3, "weight of the router z-loss")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The architecture, and how it is computed. Hashable; holds no mesh and no path."""
+
+    vocab_size: int = setting(0, "0 for the tokenizer's")
+    num_layers: int = setting(4, "blocks")
+    hidden_size: int = setting(256, "width D of the residual stream")
+    num_heads: int = setting(4, "query heads")
+    num_kv_heads: int = setting(0, "key/value heads; 0 for num_heads, 1 is multi-query")
+    head_dim: int = setting(0, "0 for hidden_size / num_heads")
+    intermediate_size: int = setting(688, "width F of the feed-forward layer")
+    max_length: int = setting(2048, "longest sequence; rows of a learned position table")
+
+    attention: str = setting(
+        "causal",
+        "causal; bidirectional; prefix (bidirectional over the first batch['prefix_lengths'])",
+        ("causal", "bidirectional", "prefix"),
+    )
+    attention_pattern: tuple[str, ...] = setting(
+        ("global",), "repeated over the layers: global or local (sliding window)"
+    )
+    window: int = setting(0, "local layers see this many tokens, themselves included")
+    block_sparse: BlockSparse = setting(BlockSparse, "block-sparse pattern of the global layers")
+    attention_softcap: float = setting(0.0, "c * tanh(scores / c); 0 for none")
+    attention_scale: float = setting(1.0, "scores are scaled by this times head_dim**-0.5")
+    learned_attention_scale: bool = setting(False, "learn the scale, one per layer, from there")
+    qk_norm: bool = setting(False, "normalise each head's query and key")
+    attention_sinks: bool = setting(False, "one learned logit per head that takes softmax mass")
+    attention_bias: bool = setting(False, "bias on query, key and value")
+    attention_output_bias: bool = setting(False, "bias on the attention's output")
+    attention_backend: str = setting("auto", "auto, or a name from kernels.attention.BACKENDS")
+
+    position: str = setting(
+        "rope",
+        "rope; alibi; learned; sinusoidal; relative (T5 buckets); none",
+        ("rope", "alibi", "learned", "sinusoidal", "relative", "none"),
+    )
+    rope_theta: float = setting(10000.0, "base of the rotary frequencies")
+    local_rope_theta: float = setting(0.0, "base in local layers; 0 for rope_theta")
+    rope_fraction: float = setting(1.0, "share of each head that is rotated")
+    rope_scaling: RopeScaling = setting(RopeScaling, "extension beyond the trained length")
+    relative_buckets: int = setting(32, "T5 buckets")
+    relative_max_distance: int = setting(128, "distance from which T5 buckets no longer grow")
+
+    norm: str = setting("rmsnorm", "rmsnorm; layernorm", ("rmsnorm", "layernorm"))
+    norm_placement: str = setting(
+        "pre", "pre; post; sandwich (before and after)", ("pre", "post", "sandwich")
+    )
+    norm_epsilon: float = setting(1e-5, "added to the variance")
+    norm_unit_offset: bool = setting(False, "scale by 1 + weight (Gemma)")
+    parallel_block: bool = setting(False, "attention and feed-forward side by side (GPT-NeoX)")
+
+    ffn: str = setting("swiglu", "swiglu; geglu; gelu", ("swiglu", "geglu", "gelu"))
+    ffn_bias: bool = setting(False, "biases in the feed-forward layer")
+    gelu_approximate: bool = setting(True, "tanh form of GELU")
+    ffn_pattern: tuple[str, ...] = setting(("dense",), "repeated over the layers: dense or moe")
+    num_leading_dense: int = setting(0, "first layers that are dense whatever the pattern")
+    moe: MoEConfig = setting(MoEConfig, "mixture of experts")
+
+    tied_embeddings: bool = setting(False, "the head is the embedding table")
+    head_bias: bool = setting(False, "bias on the head's logits")
+    embedding_scale: bool = setting(False, "multiply embeddings by sqrt(hidden_size)")
+    final_softcap: float = setting(0.0, "c * tanh(logits / c); 0 for none")
+
+    attention_dropout: float = setting(0.0, "on attention probabilities, in training")
+    residual_dropout: float = setting(0.0, "on each block's two outputs, in training")
+    embedding_dropout: float = setting(0.0, "on the embeddings, in training")
+
+    init_std: float = setting(0.02, "standard deviation of normal initial weights")
+    scale_residual_init: bool = setting(True, "divide it by sqrt(2 num_layers) on residual outputs")
+    mup_base_width: int = setting(
+        0, "muP: hidden_size the learning rate was tuned at; 0 switches width scaling off"
+    )
+
+    dtype: str = setting("float32", "of activations and matmuls", ("float32", "bfloat16"))
+    param_dtype: str = setting("float32", "of the master weights", ("float32", "bfloat16"))
+    remat: str = setting(
+        "none",
+        "recomputed in the backward pass: none; full (all of a block); dots (all but matmuls)",
+        ("none", "full", "dots"),
+    )
+    scan_layers: str = setting(
+        "auto", "on: one compiled period of layers; off: unrolled; auto: off on CPU only",
+        ("auto", "on", "off"),
+    )  # fmt: skip
+
+    def __post_init__(self):
+        if self.num_layers < 1:
+            raise ConfigError(f"model.num_layers is {self.num_layers}; it must be at least 1")
+        if self.hidden_size < 1 or self.num_heads < 1:
+            raise ConfigError("model.hidden_size and model.num_heads must be at least 1")
+        if not self.head_dim and self.hidden_size % self.num_heads:
+            raise ConfigError(
+                f"model.num_heads ({self.num_heads}) does not divide model.hidden_size "
+                f"({self.hidden_size}); choose a divisor or set model.head_dim"
+            )
+        if self.num_heads % self.kv_heads:
+            raise ConfigError(
+                f"model.num_kv_heads ({self.kv_heads}) does not divide model.num_heads "
+                f"({self.num_heads}); choose a divisor"
+            )
+        if self.position == "rope" and self.rotary_dim % 2:
+            raise ConfigError(
+                f"rotary positions need an even width: model.head_dim {self.size_of_head} x "
+                f"model.rope_fraction {self.rope_fraction} gives {self.rotary_dim}"
+            )
+        for name, allowed in (
+            ("attention_pattern", ("global", "local")),
+            ("ffn_pattern", ("dense", "moe")),
+        ):
+            pattern = getattr(self, name)
+            if not pattern or set(pattern) - set(allowed):
+                raise ConfigError(
+                    f"model.{name} is {pattern!r}; use a tuple of {' and '.join(allowed)}"
+                )
+        if "local" in self.attention_pattern and self.window < 1:
+            raise ConfigError("model.attention_pattern has local layers: set model.window above 0")
+        if not 0 <= self.num_leading_dense <= self.num_layers:
+            raise ConfigError("model.num_leading_dense must lie between 0 and model.num_layers")
+        if self.mup_base_width < 0:
+            raise ConfigError("model.mup_base_width must be 0 (off) or a width")
+        self._check_moe()
+
+    def _check_moe(self):
+        moe = self.moe
+        if "moe" not in self.ffn_pattern:
+            if moe.num_experts:
+                raise ConfigError(
+                    f"model.moe.num_experts is {moe.num_experts} but no layer is 'moe'; set "
+                    "model.ffn_pattern to ('moe',) or ('dense', 'moe')"
+                )
+            return
+        if moe.num_experts < 1:
+            raise ConfigError("model.ffn_pattern has moe layers: set model.moe.num_experts")
+        if not 1 <= moe.top_k <= moe.num_experts:
+            raise ConfigError(
+                f"model.moe.top_k is {moe.top_k}; it must lie between 1 and "
+                f"model.moe.num_experts ({moe.num_experts})"
+            )
+        if moe.router == "expert_choice" and self.attention != "bidirectional":
+            raise ConfigError(
+                "model.moe.router='expert_choice' looks at later tokens; use it with "
+                "model.attention='bidirectional' only"
+            )
+        if moe.dispatch == "capacity" and moe.capacity_factor <= 0:
+            raise ConfigError("model.moe.capacity_factor must be positive")
+
+    @property
+    def kv_heads(self) -> int:
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def size_of_head(self) -> int:
+        return self.head_dim or self.hidden_size // self.num_heads
+
+    @property
+    def rotary_dim(self) -> int:
+        return int(self.size_of_head * self.rope_fraction)
+
+    @property
+    def expert_size(self) -> int:
+        return self.moe.intermediate_size or self.intermediate_size
+
+    @property
+    def period(self) -> int:
+        """Layers after which the pattern of attention and feed-forward kinds repeats."""
+        return math.lcm(len(self.attention_pattern), len(self.ffn_pattern))
+
+    def layer_kind(self, index: int) -> tuple[str, str]:
+        """(`global` or `local`, `dense` or `moe`) of layer `index`."""
+        attention = self.attention_pattern[index % len(self.attention_pattern)]
+        ffn = self.ffn_pattern[index % len(self.ffn_pattern)]
+        return attention, "dense" if index < self.num_leading_dense else ffn
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """Text to token ids and back."""
+
+    kind: str = setting(
+        "unigram",
+        "unigram, bpe, char (SentencePiece, trained here); word; byte; huggingface (from path)",
+        ("unigram", "bpe", "char", "word", "byte", "huggingface"),
+    )
+    vocab_size: int = setting(8000, "pieces, special tokens included")
+    path: str = setting("", "a saved tokenizer (folder, .model or tokenizer.json) to use as it is")
+    character_coverage: float = setting(0.9995, "share of characters that get a piece of their own")
+    byte_fallback: bool = setting(True, "spell what has no piece as UTF-8 bytes")
+    split_digits: bool = setting(True, "one piece per digit")
+    normalization: str = setting(
+        "nfkc", "identity; nfkc: SentencePiece's own rule before encoding", ("identity", "nfkc")
+    )
+    word_segmenter: str = setting(
+        "whitespace", "word: whitespace; mecab; sudachi", ("whitespace", "mecab", "sudachi")
+    )
+    train_megabytes: float = setting(
+        10.0, "text from the start of the corpus that it is trained on"
+    )
+
+
+@dataclass(frozen=True)
+class CleaningConfig:
+    """Filters over source documents, in this order; each reports how much it removed."""
+
+    normalize: str = setting("nfkc", "none; nfkc (keeps 、。「」～ and the like)", ("none", "nfkc"))
+    strip_control: bool = setting(True, "control and zero-width characters")
+    strip_aozora: bool = setting(True, "ruby《》 and annotations ［＃］ of Aozora Bunko")
+    drop_boilerplate: bool = setting(False, "navigation, copyright and cookie lines of web pages")
+    drop_repeated_lines: bool = setting(False, "a line that the document already had")
+    min_characters: int = setting(1, "shorter documents are removed")
+    max_characters: int = setting(
+        0, "longer ones are cut at a sentence end into pieces; 0 for never"
+    )
+    min_japanese_ratio: float = setting(0.0, "least share of kana and kanji among letters")
+    min_kana_ratio: float = setting(0.0, "least share of kana (tells Japanese from Chinese)")
+    exact_dedup: bool = setting(False, "documents with the same text after the steps above")
+    minhash_threshold: float = setting(0.0, "near-duplicates above this Jaccard similarity; 0: off")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where text comes from and how it becomes batches."""
+
+    sources: str = setting(
+        "microworld",
+        "comma-separated KIND:PATH@WEIGHT with kind microworld, text, jsonl, parquet, array_record or "
+        "huggingface; $VARIABLES and globs are expanded, the kind may be left to the file's ending",
+    )
+    text_field: str = setting("text", "field of jsonl, parquet, array_record, huggingface records")
+    split: str = setting("train", "huggingface: the split to stream")
+    subset: str = setting("", "huggingface: the dataset's configuration name, such as ja")
+    microworld_documents: int = setting(200_000, "microworld: documents before it repeats")
+    cache: str = setting("", "folder of caches; empty for ~/.cache/jgpt ($JGPT_CACHE)")
+    cleaning: CleaningConfig = setting(CleaningConfig, "filters over documents")
+    max_bad_records: int = setting(100, "unreadable records (UTF-8, JSON) before the run stops")
+    sequence_length: int = setting(256, "tokens per row")
+    batch_size: int = setting(16, "rows per step, over all processes")
+    packing: str = setting(
+        "best_fit",
+        "best_fit (whole documents where they fit); split (concatenate and cut); none (one a row)",
+        ("best_fit", "split", "none"),
+    )
+    pack_open_rows: int = setting(64, "best_fit: rows a virtual shard keeps open at a time")
+    shuffle: bool = setting(True, "a new order every epoch")
+    shuffle_buffer: int = setting(2048, "documents per virtual shard, for sources without an index")
+    seed: int = setting(0, "of shuffling")
+    epochs: int = setting(0, "0 for as many as the steps need")
+    virtual_shards: int = setting(64, "fixed streams that processes share out among themselves")
+    validation_fraction: float = setting(
+        0.01, "documents, by hash of their text, kept from training"
+    )
+    validation_documents: int = setting(512, "at most this many of them are scored")
+    workers: int = setting(0, "processes that read and pack; 0 for a thread of this one")
+    prefetch: int = setting(8, "batches made ahead")
+
+    def __post_init__(self):
+        for name in ("sequence_length", "batch_size", "virtual_shards", "prefetch"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"data.{name} is {getattr(self, name)}; it must be at least 1")
+        if not self.sources.strip():
+            raise ConfigError("data.sources is empty; name a source such as 'microworld'")
+        if not 0 <= self.validation_fraction < 1:
+            raise ConfigError("data.validation_fraction must lie in [0, 1)")
+        small, large = sorted((self.batch_size, self.virtual_shards))
+        if large % small:
+            raise ConfigError(
+                f"data.batch_size ({self.batch_size}) and data.virtual_shards "
+                f"({self.virtual_shards}) must divide one another; choose a power of two"
+            )
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Update rule, learning rate over time, clipping."""
+
+    name: str = setting(
+        "adamw", "adamw; adafactor; lion; muon", ("adamw", "adafactor", "lion", "muon")
+    )
+    learning_rate: float = setting(1e-3, "at its peak")
+    schedule: str = setting(
+        "cosine", "cosine; wsd (warmup, stable, decay); constant; all after a warmup",
+        ("cosine", "wsd", "constant"),
+    )  # fmt: skip
+    warmup_steps: int = setting(100, "linear from 0")
+    decay_fraction: float = setting(0.2, "wsd: share of the steps that decay")
+    final_fraction: float = setting(0.1, "learning rate at the end over its peak")
+    b1: float = setting(0.9, "first moment (adamw, lion), momentum (muon uses 0.95)")
+    b2: float = setting(0.95, "second moment")
+    epsilon: float = setting(1e-8, "adamw's")
+    weight_decay: float = setting(0.1, "decoupled; on matrices only")
+    clip_norm: float = setting(1.0, "of the global gradient; 0 for none")
+    muon_learning_rate: float = setting(0.02, "muon: of the matrices; the rest uses learning_rate")
+    muon_momentum: float = setting(0.95, "muon's Nesterov momentum")
+    ema_decay: float = setting(0.0, "exponential moving average of the weights; 0 for none")
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What is minimised."""
+
+    name: str = setting("pretrain", "a name from objectives.OBJECTIVES")
+    z_loss: float = setting(0.0, "weight of logsumexp(logits)**2")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The loop."""
+
+    steps: int = setting(1000, "optimizer steps")
+    microbatches: int = setting(1, "gradient accumulation: parts a batch is cut into")
+    seed: int = setting(0, "of initial weights and dropout")
+    log_every: int = setting(10, "steps between lines of metrics.jsonl on screen and TensorBoard")
+    eval_every: int = setting(200, "steps between validations; 0 for only the last")
+    sample_every: int = setting(200, "steps between samples; 0 for only the last")
+    max_nonfinite: int = setting(10, "skipped non-finite steps in a row before the run stops")
+    keep_malloc: bool = setting(True, "main: glibc keeps freed buffers (CPU only; 1.2-1.6x faster)")
+
+    def __post_init__(self):
+        for name in ("steps", "microbatches", "log_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """What is kept on disk, and when."""
+
+    every: int = setting(200, "steps between checkpoints; 0 for only the last")
+    keep_last: int = setting(2, "newest ones kept")
+    keep_best: int = setting(1, "ones of lowest validation loss kept")
+    asynchronous: bool = setting(True, "write while training goes on")
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """Text written by the model, during training and by `jgpt.generate`."""
+
+    prompts: tuple[str, ...] = setting(("",), "each is continued; '' starts a document")
+    num_samples: int = setting(4, "per round in training, over the prompts in turn")
+    max_new_tokens: int = setting(128, "at most")
+    temperature: float = setting(0.8, "0 is greedy")
+    top_k: int = setting(0, "only the k likeliest; 0 for all")
+    top_p: float = setting(0.95, "only the likeliest that make up this mass; 1 for all")
+    seed: int = setting(0, "of sampling")
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """How many devices along each axis; one may be -1, the rest of the devices."""
+
+    data: int = setting(-1, "replicas of the weights, each with its own rows")
+    fsdp: int = setting(1, "weights cut up, rows too")
+    expert: int = setting(1, "experts")
+    tensor: int = setting(1, "heads and feed-forward columns")
+    context: int = setting(1, "positions of the sequence")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    name: str = setting("default", "of the run; the workdir is runs/NAME unless --workdir is given")
+    model: ModelConfig = setting(ModelConfig, "architecture")
+    tokenizer: TokenizerConfig = setting(TokenizerConfig, "text to token ids")
+    data: DataConfig = setting(DataConfig, "corpus and batches")
+    optimizer: OptimizerConfig = setting(OptimizerConfig, "update rule")
+    objective: ObjectiveConfig = setting(ObjectiveConfig, "what is minimised")
+    train: TrainConfig = setting(TrainConfig, "loop")
+    checkpoint: CheckpointConfig = setting(CheckpointConfig, "what is kept on disk")
+    sample: SampleConfig = setting(SampleConfig, "text written by the model")
+    mesh: MeshConfig = setting(MeshConfig, "devices")
+
+    def __post_init__(self):
+        if self.data.batch_size % self.train.microbatches:
+            raise ConfigError(
+                f"train.microbatches ({self.train.microbatches}) does not divide data.batch_size "
+                f"({self.data.batch_size})"
+            )
+        if self.model.position == "learned" and self.data.sequence_length > self.model.max_length:
+            raise ConfigError(
+                f"data.sequence_length ({self.data.sequence_length}) is longer than the learned "
+                f"position table; raise model.max_length ({self.model.max_length})"
+            )
+
+
+def _unwrap_optional(kind: Any) -> tuple[Any, bool]:
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        inner = [k for k in typing.get_args(kind) if k is not type(None)]
+        return inner[0], True
+    return kind, False
+
+
+def _convert(kind: Any, value: Any, path: str) -> Any:
+    kind, optional = _unwrap_optional(kind)
+    if value is None and optional:
+        return None
+    if dataclasses.is_dataclass(kind):
+        return _build(kind, value, path)
+    if typing.get_origin(kind) is tuple:
+        item = typing.get_args(kind)[0]
+        if isinstance(value, str) or not isinstance(value, list | tuple):
+            raise ConfigError(f"{path} is {value!r}; write a tuple such as ({item()!r},)")
+        return tuple(_convert(item, v, f"{path}[{i}]") for i, v in enumerate(value))
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ConfigError(f"{path} is {value!r}; write {kind.__name__} here")
+    if kind is float and not math.isfinite(value):
+        raise ConfigError(f"{path} is {value}; write a finite number")
+    return value
+
+
+def _build(kind: type, values: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(values):
+        return values
+    if not isinstance(values, Mapping) and not hasattr(values, "items"):
+        raise ConfigError(f"{path or 'the config'} is {values!r}; it is a section of settings")
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    hints = typing.get_type_hints(kind)
+    arguments = {}
+    for name, value in values.items():
+        here = f"{path}.{name}" if path else str(name)
+        if name not in fields:
+            close = difflib.get_close_matches(str(name), fields, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(fields)}"
+            raise ConfigError(f"unknown config field {here!r}; {hint}")
+        arguments[name] = _convert(hints[name], value, here)
+        choices = fields[name].metadata["choices"]
+        if choices and arguments[name] not in choices:
+            raise ConfigError(f"{here} is {value!r}; choose one of {', '.join(choices)}")
+    return kind(**arguments)
+
+
+def from_config_dict(values: Any) -> Config:
+    """A `Config` from a `ConfigDict` or nested mapping; fields left out keep their defaults.
+
+    Raises:
+        ConfigError: an unknown field, a wrong type, or values that cannot go together.
+    """
+    return _build(Config, values, "")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Nested plain dict of any section; `from_config_dict(to_dict(c)) == c`."""
+    return dataclasses.asdict(config)
+
+
+def _default_lines(section: Any, path: str) -> list[str]:
+    lines = []
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        if dataclasses.is_dataclass(value):
+            lines.append(f"\n    # {field.metadata['help']}")
+            lines.append(f"    {path}.{field.name} = ml_collections.ConfigDict()")
+            lines.extend(_default_lines(value, f"{path}.{field.name}"))
+        else:
+            lines.append(f"    # {field.metadata['help']}")
+            if value is None:
+                line = f"{path}.{field.name} = ml_collections.config_dict.placeholder(float)"
+            else:
+                line = f"{path}.{field.name} = {value!r}"
+            lines.append(f"    {line}")
+    return lines
+
+
+def default_config_source() -> str:
+    """Text of `configs/default.py`, generated from the dataclasses."""
+    head = '''"""Every setting with its default and meaning. Generated: `python -m jgpt.config > configs/default.py`.
+
+Other configs start from `get_config()` here and change a few lines.
+"""
+
+# ruff: noqa: E501
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    c = ml_collections.ConfigDict()
+'''  # noqa: E501
+    body = "\n".join(_default_lines(Config(), "c")).replace("'", '"')
+    return f"{head}{body}\n    return c\n"
+
+
+if __name__ == "__main__":
+    print(default_config_source(), end="")
