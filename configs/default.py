@@ -14,7 +14,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     # architecture
     c.model = ml_collections.ConfigDict()
-    # 0 for the tokenizer"s
+    # 0: as many as the tokenizer has
     c.model.vocab_size = 0
     # blocks
     c.model.num_layers = 4
@@ -194,12 +194,12 @@ def get_config() -> ml_collections.ConfigDict:
     c.tokenizer.normalization = "nfkc"
     # word: whitespace; mecab; sudachi
     c.tokenizer.word_segmenter = "whitespace"
-    # text from the start of the corpus that it is trained on
+    # text from the corpus start that it is trained on
     c.tokenizer.train_megabytes = 10.0
 
     # corpus and batches
     c.data = ml_collections.ConfigDict()
-    # comma-separated KIND:PATH@WEIGHT with kind microworld, text, jsonl, parquet, array_record or huggingface; $VARIABLES and globs are expanded, the kind may be left to the file"s ending
+    # comma-separated KIND:PATH@WEIGHT; kind: microworld, text, jsonl, parquet, array_record or huggingface; $VARIABLES and globs are expanded, the kind may be left to the file"s ending
     c.data.sources = "microworld"
     # field of jsonl, parquet, array_record, huggingface records
     c.data.text_field = "text"
@@ -226,7 +226,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.cleaning.drop_repeated_lines = False
     # shorter documents are removed
     c.data.cleaning.min_characters = 1
-    # longer ones are cut at a sentence end into pieces; 0 for never
+    # longer ones are cut at sentence ends; 0 for never
     c.data.cleaning.max_characters = 0
     # least share of kana and kanji among letters
     c.data.cleaning.min_japanese_ratio = 0.0
@@ -256,7 +256,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.epochs = 0
     # fixed streams that processes share out among themselves
     c.data.virtual_shards = 64
-    # documents, by hash of their text, kept from training
+    # of documents, by hash of their text
     c.data.validation_fraction = 0.01
     # at most this many of them are scored
     c.data.validation_documents = 512

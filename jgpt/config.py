@@ -1,8 +1,8 @@
 """Every setting of a run: one frozen dataclass per section, one home per default.
 
-Config files are `ml_collections.ConfigDict`s; `from_config_dict` turns one into a `Config`, refusing
-unknown keys and impossible values with one line that names the field and the remedy. Inside jgpt
-only these dataclasses exist. `configs/default.py` is generated from this file
+Config files are `ml_collections.ConfigDict`s; `from_config_dict` turns one into a `Config`,
+refusing unknown keys and impossible values with one line that names the field and the remedy.
+Inside jgpt only these dataclasses exist. `configs/default.py` is generated from this file
 (`python -m jgpt.config`), so the comment beside a field there is its `help` here.
 
 This file is long because it is the reference page of all settings.
@@ -23,7 +23,7 @@ class ConfigError(ValueError):
 
 
 def setting(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
-    """A dataclass field with its default, the comment shown in `configs/default.py`, and choices."""
+    """A dataclass field: its default, its comment in `configs/default.py`, its choices."""
     metadata = {"help": help, "choices": choices}
     if isinstance(default, type):
         return dataclasses.field(default_factory=default, metadata=metadata)
@@ -52,7 +52,7 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class BlockSparse:
-    """Block-sparse causal attention: local blocks, global first blocks, and every stride-th block."""
+    """Block-sparse causal attention: local blocks, global first ones, and every stride-th one."""
 
     block_size: int = setting(0, "tokens per block; 0 switches the pattern off")
     num_local_blocks: int = setting(4, "each block sees itself and this many minus one before it")
@@ -93,7 +93,7 @@ class MoEConfig:
 class ModelConfig:
     """The architecture, and how it is computed. Hashable; holds no mesh and no path."""
 
-    vocab_size: int = setting(0, "0 for the tokenizer's")
+    vocab_size: int = setting(0, "0: as many as the tokenizer has")
     num_layers: int = setting(4, "blocks")
     hidden_size: int = setting(256, "width D of the residual stream")
     num_heads: int = setting(4, "query heads")
@@ -284,9 +284,7 @@ class TokenizerConfig:
     word_segmenter: str = setting(
         "whitespace", "word: whitespace; mecab; sudachi", ("whitespace", "mecab", "sudachi")
     )
-    train_megabytes: float = setting(
-        10.0, "text from the start of the corpus that it is trained on"
-    )
+    train_megabytes: float = setting(10.0, "text from the corpus start that it is trained on")
 
 
 @dataclass(frozen=True)
@@ -299,9 +297,7 @@ class CleaningConfig:
     drop_boilerplate: bool = setting(False, "navigation, copyright and cookie lines of web pages")
     drop_repeated_lines: bool = setting(False, "a line that the document already had")
     min_characters: int = setting(1, "shorter documents are removed")
-    max_characters: int = setting(
-        0, "longer ones are cut at a sentence end into pieces; 0 for never"
-    )
+    max_characters: int = setting(0, "longer ones are cut at sentence ends; 0 for never")
     min_japanese_ratio: float = setting(0.0, "least share of kana and kanji among letters")
     min_kana_ratio: float = setting(0.0, "least share of kana (tells Japanese from Chinese)")
     exact_dedup: bool = setting(False, "documents with the same text after the steps above")
@@ -314,8 +310,8 @@ class DataConfig:
 
     sources: str = setting(
         "microworld",
-        "comma-separated KIND:PATH@WEIGHT with kind microworld, text, jsonl, parquet, array_record or "
-        "huggingface; $VARIABLES and globs are expanded, the kind may be left to the file's ending",
+        "comma-separated KIND:PATH@WEIGHT; kind: microworld, text, jsonl, parquet, array_record "
+        "or huggingface; $VARIABLES and globs are expanded, the kind may be left to the file's ending",
     )
     text_field: str = setting("text", "field of jsonl, parquet, array_record, huggingface records")
     split: str = setting("train", "huggingface: the split to stream")
@@ -337,9 +333,7 @@ class DataConfig:
     seed: int = setting(0, "of shuffling")
     epochs: int = setting(0, "0 for as many as the steps need")
     virtual_shards: int = setting(64, "fixed streams that processes share out among themselves")
-    validation_fraction: float = setting(
-        0.01, "documents, by hash of their text, kept from training"
-    )
+    validation_fraction: float = setting(0.01, "of documents, by hash of their text")
     validation_documents: int = setting(512, "at most this many of them are scored")
     workers: int = setting(0, "processes that read and pack; 0 for a thread of this one")
     prefetch: int = setting(8, "batches made ahead")
