@@ -1,9 +1,8 @@
-"""Every setting with its default and meaning. Generated: `python -m jgpt.config > configs/default.py`.
+"""Every setting with its default and its meaning; the other configs change a few lines.
 
-Other configs start from `get_config()` here and change a few lines.
+Generated from `jgpt/config.py`: `python -m jgpt.config > configs/default.py`.
 """
 
-# ruff: noqa: E501
 import ml_collections
 
 
@@ -30,7 +29,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.intermediate_size = 688
     # longest sequence; rows of a learned position table
     c.model.max_length = 2048
-    # causal; bidirectional; prefix (bidirectional over the first batch["prefix_lengths"])
+    # causal; bidirectional; prefix (bidirectional over the first batch['prefix_lengths'])
     c.model.attention = "causal"
     # repeated over the layers: global or local (sliding window)
     c.model.attention_pattern = ("global",)
@@ -53,13 +52,13 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.attention_scale = 1.0
     # learn the scale, one per layer, from there
     c.model.learned_attention_scale = False
-    # normalise each head"s query and key
+    # normalise each head's query and key
     c.model.qk_norm = False
     # one learned logit per head that takes softmax mass
     c.model.attention_sinks = False
     # bias on query, key and value
     c.model.attention_bias = False
-    # bias on the attention"s output
+    # bias on the attention's output
     c.model.attention_output_bias = False
     # auto, or a name from kernels.attention.BACKENDS
     c.model.attention_backend = "auto"
@@ -121,7 +120,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.moe.num_experts = 0
     # experts per token
     c.model.moe.top_k = 2
-    # width of one expert; 0 for the model"s intermediate_size
+    # width of one expert; 0 for the model's intermediate_size
     c.model.moe.intermediate_size = 0
     # softmax, then top-k; sigmoid, then top-k; expert_choice (bidirectional models only)
     c.model.moe.router = "softmax"
@@ -131,7 +130,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.moe.selection_bias = False
     # step of the selection bias
     c.model.moe.bias_update_rate = 0.001
-    # multiplies the routed experts" output
+    # multiplies the routed experts' output
     c.model.moe.routed_scale = 1.0
     # router input times U(1-jitter, 1+jitter) in training
     c.model.moe.jitter = 0.0
@@ -149,7 +148,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.moe.z_coefficient = 0.001
     # the head is the embedding table
     c.model.tied_embeddings = False
-    # bias on the head"s logits
+    # bias on the head's logits
     c.model.head_bias = False
     # multiply embeddings by sqrt(hidden_size)
     c.model.embedding_scale = False
@@ -157,7 +156,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.final_softcap = 0.0
     # on attention probabilities, in training
     c.model.attention_dropout = 0.0
-    # on each block"s two outputs, in training
+    # on each block's two outputs, in training
     c.model.residual_dropout = 0.0
     # on the embeddings, in training
     c.model.embedding_dropout = 0.0
@@ -190,7 +189,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.tokenizer.byte_fallback = True
     # one piece per digit
     c.tokenizer.split_digits = True
-    # identity; nfkc: SentencePiece"s own rule before encoding
+    # identity; nfkc: SentencePiece's own rule before encoding
     c.tokenizer.normalization = "nfkc"
     # word: whitespace; mecab; sudachi
     c.tokenizer.word_segmenter = "whitespace"
@@ -199,13 +198,13 @@ def get_config() -> ml_collections.ConfigDict:
 
     # corpus and batches
     c.data = ml_collections.ConfigDict()
-    # comma-separated KIND:PATH@WEIGHT; kind: microworld, text, jsonl, parquet, array_record or huggingface; $VARIABLES and globs are expanded, the kind may be left to the file"s ending
+    # comma-separated KIND:PATH@WEIGHT; kind: microworld, text, jsonl, parquet, array_record or huggingface; $VARIABLES and globs are expanded, the kind may be left to the file's ending
     c.data.sources = "microworld"
     # field of jsonl, parquet, array_record, huggingface records
     c.data.text_field = "text"
     # huggingface: the split to stream
     c.data.split = "train"
-    # huggingface: the dataset"s configuration name, such as ja
+    # huggingface: the dataset's configuration name, such as ja
     c.data.subset = ""
     # microworld: documents before it repeats
     c.data.microworld_documents = 200000
@@ -283,7 +282,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.optimizer.b1 = 0.9
     # second moment
     c.optimizer.b2 = 0.95
-    # adamw"s
+    # adamw's
     c.optimizer.epsilon = 1e-08
     # decoupled; on matrices only
     c.optimizer.weight_decay = 0.1
@@ -291,7 +290,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.optimizer.clip_norm = 1.0
     # muon: of the matrices; the rest uses learning_rate
     c.optimizer.muon_learning_rate = 0.02
-    # muon"s Nesterov momentum
+    # muon's Nesterov momentum
     c.optimizer.muon_momentum = 0.95
     # exponential moving average of the weights; 0 for none
     c.optimizer.ema_decay = 0.0
@@ -335,7 +334,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     # text written by the model
     c.sample = ml_collections.ConfigDict()
-    # each is continued; "" starts a document
+    # each is continued; '' starts a document
     c.sample.prompts = ("",)
     # per round in training, over the prompts in turn
     c.sample.num_samples = 4

@@ -10,6 +10,7 @@ This file is long because it is the reference page of all settings.
 
 import dataclasses
 import difflib
+import json
 import math
 import types
 import typing
@@ -530,6 +531,26 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+_DEFAULT_HEAD = '''"""Every setting with its default and its meaning; the other configs change a few lines.
+
+Generated from `jgpt/config.py`: `python -m jgpt.config > configs/default.py`.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    c = ml_collections.ConfigDict()
+'''
+
+
+def _literal(value: Any) -> str:
+    """Python source of a setting, strings in double quotes."""
+    if isinstance(value, tuple):
+        return "(" + "".join(f"{_literal(v)}, " for v in value) + ")"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+
+
 def _default_lines(section: Any, path: str) -> list[str]:
     lines = []
     for field in dataclasses.fields(section):
@@ -543,27 +564,15 @@ def _default_lines(section: Any, path: str) -> list[str]:
             if value is None:
                 line = f"{path}.{field.name} = ml_collections.config_dict.placeholder(float)"
             else:
-                line = f"{path}.{field.name} = {value!r}"
+                line = f"{path}.{field.name} = {_literal(value)}"
             lines.append(f"    {line}")
     return lines
 
 
 def default_config_source() -> str:
     """Text of `configs/default.py`, generated from the dataclasses."""
-    head = '''"""Every setting with its default and meaning. Generated: `python -m jgpt.config > configs/default.py`.
-
-Other configs start from `get_config()` here and change a few lines.
-"""
-
-# ruff: noqa: E501
-import ml_collections
-
-
-def get_config() -> ml_collections.ConfigDict:
-    c = ml_collections.ConfigDict()
-'''  # noqa: E501
-    body = "\n".join(_default_lines(Config(), "c")).replace("'", '"')
-    return f"{head}{body}\n    return c\n"
+    body = "\n".join(_default_lines(Config(), "c"))
+    return f"{_DEFAULT_HEAD}{body}\n    return c\n"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Config files: `default` has every setting, the others are short diffs of it."""

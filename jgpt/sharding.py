@@ -1,0 +1,173 @@
+"""Where arrays live: one table from logical axes to mesh axes, checked strictly.
+
+A parameter names its axes where it is made (`jgpt.layers`); `RULES` alone says which mesh axis cuts
+each of them. A config chooses mesh sizes and nothing else. A name missing from the table, or a
+dimension that its mesh axes do not divide, is an error at start-up: JAX by itself would replicate
+the first silently.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jgpt.config import ConfigError, MeshConfig
+from jgpt.trees import leaves_by_path
+from jgpt.typing import PyTree
+
+RULES: dict[str, tuple[str, ...]] = {
+    # activations
+    "batch": ("data", "fsdp", "expert"),
+    "length": ("context",),
+    "activation_embed": (),
+    # parameters
+    "vocab": ("tensor",),
+    "embed": ("fsdp",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
+    "experts": ("expert",),
+    "expert_mlp": ("tensor",),
+    "layers": (),
+    "norm": (),
+    "positions": (),
+    "buckets": (),
+    "head_count": (),
+}
+"""Logical axis -> the mesh axes that cut it, in order; () is replicated."""
+
+
+def linen_rules() -> list[tuple[str, tuple[str, ...] | None]]:
+    """`RULES` in the form that `flax.linen.logical_axis_rules` takes."""
+    return [(name, axes or None) for name, axes in RULES.items()]
+
+
+def mesh_sizes(config: MeshConfig, num_devices: int) -> dict[str, int]:
+    """Size of every mesh axis, with the one that is -1 filled in.
+
+    Raises:
+        ConfigError: sizes that cannot use exactly `num_devices` devices.
+    """
+    sizes = dataclasses.asdict(config)
+    free = [name for name, size in sizes.items() if size == -1]
+    if len(free) > 1:
+        raise ConfigError(f"mesh.{' and mesh.'.join(free)} are -1; only one axis may be")
+    for name, size in sizes.items():
+        if size < 1 and size != -1:
+            raise ConfigError(f"mesh.{name} is {size}; write a positive size, or -1 for the rest")
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if num_devices % fixed or (not free and fixed != num_devices):
+        written = " x ".join(f"{name} {size}" for name, size in sizes.items())
+        raise ConfigError(
+            f"mesh ({written}) does not fit {num_devices} devices; set mesh.data to -1 and the "
+            "product of the others to a divisor of that"
+        )
+    for name in free:
+        sizes[name] = num_devices // fixed
+    return sizes
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh over `devices` (default: all). Axes are Auto: the compiler propagates shardings."""
+    devices = list(jax.devices()) if devices is None else list(devices)
+    sizes = mesh_sizes(config, len(devices))
+    return jax.make_mesh(
+        tuple(sizes.values()),
+        tuple(sizes),
+        devices=devices,
+        axis_types=(AxisType.Auto,) * len(sizes),
+    )
+
+
+def spec(axes: Sequence[str | None]) -> PartitionSpec:
+    """Partition of an array whose dimensions carry these logical names (None: unnamed).
+
+    Raises:
+        ValueError: a name that `RULES` does not have.
+    """
+    entries = []
+    for name in axes:
+        if name is not None and name not in RULES:
+            raise ValueError(f"logical axis {name!r} is not in sharding.RULES; add it there")
+        mesh_axes = RULES[name] if name is not None else ()
+        entries.append(mesh_axes[0] if len(mesh_axes) == 1 else mesh_axes or None)
+    return PartitionSpec(*entries)
+
+
+def shardings(mesh: Mesh, logical_axes: PyTree, shapes: PyTree) -> PyTree:
+    """A `NamedSharding` for every leaf of `shapes`.
+
+    Args:
+        mesh: from `make_mesh`.
+        logical_axes: tree like `shapes` whose leaves are tuples of logical names.
+        shapes: arrays or `ShapeDtypeStruct`s.
+
+    Raises:
+        ValueError: an unknown logical axis, or axes that do not match a leaf's rank.
+        ConfigError: a dimension that its mesh axes do not divide.
+    """
+    names = leaves_by_path(jax.tree.map(_Axes, logical_axes, is_leaf=_is_axes))
+
+    def place(path: str, leaf: Any) -> NamedSharding:
+        axes = names[path].names
+        if len(axes) != len(leaf.shape):
+            raise ValueError(f"{path}: axes {axes} for an array of shape {leaf.shape}")
+        partition = spec(axes)
+        for size, name, entry in zip(leaf.shape, axes, partition):
+            parts = math.prod(mesh.shape[a] for a in _mesh_axes(entry))
+            if size % parts:
+                raise ConfigError(
+                    f"{path}: {name} of size {size} cannot be cut into {parts} parts "
+                    f"(mesh.{' x mesh.'.join(_mesh_axes(entry))}); choose sizes that divide"
+                )
+        return NamedSharding(mesh, partition)
+
+    flat, tree = jax.tree.flatten(shapes)
+    paths = leaves_by_path(shapes)
+    assert len(flat) == len(paths)
+    return jax.tree.unflatten(tree, [place(path, leaf) for path, leaf in paths.items()])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Axes:
+    """Keeps a tuple of names from being taken for a tree node."""
+
+    names: tuple[str | None, ...]
+
+
+def _is_axes(x: Any) -> bool:
+    return isinstance(x, tuple) and all(isinstance(n, str | None) for n in x)
+
+
+def _mesh_axes(entry: Any) -> tuple[str, ...]:
+    if entry is None:
+        return ()
+    return (entry,) if isinstance(entry, str) else tuple(entry)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Whole on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Of the [B, ...] arrays of a batch: rows over the batch axes, the rest whole."""
+    return NamedSharding(mesh, spec(("batch",)))
+
+
+def batch_parts(mesh: Mesh) -> int:
+    """How many parts the rows of a batch are cut into."""
+    return math.prod(mesh.shape[axis] for axis in RULES["batch"])
+
+
+def device_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """This process's rows of a batch as global device arrays."""
+    sharding = batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, value)
+        for name, value in batch.items()
+    }
