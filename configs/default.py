@@ -1,4 +1,4 @@
-"""Every setting with its default and its meaning; the other configs change a few lines.
+"""Every setting with its default and its meaning; other configs change a few lines.
 
 Generated from `jgpt/config.py`: `python -m jgpt.config > configs/default.py`.
 """
@@ -198,7 +198,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     # corpus and batches
     c.data = ml_collections.ConfigDict()
-    # comma-separated KIND:PATH@WEIGHT; kind: microworld, text, jsonl, parquet, array_record or huggingface; $VARIABLES and globs are expanded, the kind may be left to the file's ending
+    # comma-separated KIND:PATH@WEIGHT; kind: microworld, text, jsonl, parquet, array_record or huggingface; $VARIABLES and globs are expanded, the kind may be left to the ending
     c.data.sources = "microworld"
     # field of jsonl, parquet, array_record, huggingface records
     c.data.text_field = "text"

@@ -312,7 +312,7 @@ class DataConfig:
     sources: str = setting(
         "microworld",
         "comma-separated KIND:PATH@WEIGHT; kind: microworld, text, jsonl, parquet, array_record "
-        "or huggingface; $VARIABLES and globs are expanded, the kind may be left to the file's ending",
+        "or huggingface; $VARIABLES and globs are expanded, the kind may be left to the ending",
     )
     text_field: str = setting("text", "field of jsonl, parquet, array_record, huggingface records")
     split: str = setting("train", "huggingface: the split to stream")
@@ -531,7 +531,7 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-_DEFAULT_HEAD = '''"""Every setting with its default and its meaning; the other configs change a few lines.
+_DEFAULT_HEAD = '''"""Every setting with its default and its meaning; other configs change a few lines.
 
 Generated from `jgpt/config.py`: `python -m jgpt.config > configs/default.py`.
 """
