@@ -32,7 +32,7 @@ def get_config() -> ml_collections.ConfigDict:
     # causal; bidirectional; prefix (bidirectional over the first batch['prefix_lengths'])
     c.model.attention = "causal"
     # repeated over the layers: global or local (sliding window)
-    c.model.attention_pattern = ("global",)
+    c.model.attention_pattern = ("global", )
     # local layers see this many tokens, themselves included
     c.model.window = 0
 
@@ -95,7 +95,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.relative_max_distance = 128
     # rmsnorm; layernorm
     c.model.norm = "rmsnorm"
-    # pre; post; sandwich (before and after)
+    # pre: x + f(norm(x)); post: norm(x + f(x)), no final norm; sandwich: x + norm(f(norm(x)))
     c.model.norm_placement = "pre"
     # added to the variance
     c.model.norm_epsilon = 1e-05
@@ -110,7 +110,7 @@ def get_config() -> ml_collections.ConfigDict:
     # tanh form of GELU
     c.model.gelu_approximate = True
     # repeated over the layers: dense or moe
-    c.model.ffn_pattern = ("dense",)
+    c.model.ffn_pattern = ("dense", )
     # first layers that are dense whatever the pattern
     c.model.num_leading_dense = 0
 
@@ -335,7 +335,7 @@ def get_config() -> ml_collections.ConfigDict:
     # text written by the model
     c.sample = ml_collections.ConfigDict()
     # each is continued; '' starts a document
-    c.sample.prompts = ("",)
+    c.sample.prompts = ("", )
     # per round in training, over the prompts in turn
     c.sample.num_samples = 4
     # at most
@@ -346,8 +346,14 @@ def get_config() -> ml_collections.ConfigDict:
     c.sample.top_k = 0
     # only the likeliest that make up this mass; 1 for all
     c.sample.top_p = 0.95
+    # only those at least this times as likely as the likeliest
+    c.sample.min_p = 0.0
+    # makes tokens of the text so far unlikelier; 1: off
+    c.sample.repetition_penalty = 1.0
     # of sampling
     c.sample.seed = 0
+    # written and judged at the end of a run; 0 for none
+    c.sample.final_samples = 50
 
     # devices
     c.mesh = ml_collections.ConfigDict()

@@ -138,6 +138,11 @@ class ModelConfig:
     norm_placement: str = setting(
         "pre", "pre; post; sandwich (before and after)", ("pre", "post", "sandwich")
     )
+    norm_placement: str = setting(
+        "pre",
+        "pre: x + f(norm(x)); post: norm(x + f(x)), no final norm; sandwich: x + norm(f(norm(x)))",
+        ("pre", "post", "sandwich"),
+    )
     norm_epsilon: float = setting(1e-5, "added to the variance")
     norm_unit_offset: bool = setting(False, "scale by 1 + weight (Gemma)")
     parallel_block: bool = setting(False, "attention and feed-forward side by side (GPT-NeoX)")
@@ -207,6 +212,11 @@ class ModelConfig:
                 )
         if "local" in self.attention_pattern and self.window < 1:
             raise ConfigError("model.attention_pattern has local layers: set model.window above 0")
+        if self.parallel_block and self.norm_placement == "post":
+            raise ConfigError(
+                "model.parallel_block has no place for post norms; set model.norm_placement to "
+                "'pre' or 'sandwich'"
+            )
         if not 0 <= self.num_leading_dense <= self.num_layers:
             raise ConfigError("model.num_leading_dense must lie between 0 and model.num_layers")
         if self.mup_base_width < 0:
@@ -427,7 +437,23 @@ class SampleConfig:
     temperature: float = setting(0.8, "0 is greedy")
     top_k: int = setting(0, "only the k likeliest; 0 for all")
     top_p: float = setting(0.95, "only the likeliest that make up this mass; 1 for all")
+    min_p: float = setting(0.0, "only those at least this times as likely as the likeliest")
+    repetition_penalty: float = setting(1.0, "makes tokens of the text so far unlikelier; 1: off")
     seed: int = setting(0, "of sampling")
+    final_samples: int = setting(50, "written and judged at the end of a run; 0 for none")
+
+    def __post_init__(self):
+        for name, holds, rule in (
+            ("temperature", self.temperature >= 0, "at least 0"),
+            ("top_k", self.top_k >= 0, "at least 0"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("min_p", 0 <= self.min_p <= 1, "between 0 and 1"),
+            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
+            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+            ("prompts", len(self.prompts) >= 1, "one prompt or more; ('',) starts documents"),
+        ):
+            if not holds:
+                raise ConfigError(f"sample.{name} is {getattr(self, name)!r}; it must be {rule}")
 
 
 @dataclass(frozen=True)
