@@ -1,0 +1,1 @@
+"""Writing text with a model: how a token is drawn, and the cached loop that draws many."""
