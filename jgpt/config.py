@@ -136,9 +136,6 @@ class ModelConfig:
 
     norm: str = setting("rmsnorm", "rmsnorm; layernorm", ("rmsnorm", "layernorm"))
     norm_placement: str = setting(
-        "pre", "pre; post; sandwich (before and after)", ("pre", "post", "sandwich")
-    )
-    norm_placement: str = setting(
         "pre",
         "pre: x + f(norm(x)); post: norm(x + f(x)), no final norm; sandwich: x + norm(f(norm(x)))",
         ("pre", "post", "sandwich"),

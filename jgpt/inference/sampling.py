@@ -1,10 +1,11 @@
 """How the next token is drawn from logits: pure functions over [B, V] arrays.
 
 The filters run in the order of `filtered`, each on what the one before it left, renormalised:
-repetition penalty (Keskar et al. 2019, section 4.1), temperature, top-k, top-p (nucleus; Holtzman et al.
-2020, section 3.1), min-p (Nguyen et al. 2024, section 3). Both top-k and top-p ask for the largest probability
-threshold that keeps enough; it is found exactly by bisection over the bits of a float instead of a
-sort, which is several times cheaper for real vocabularies. Tokens tied at the edge stay together.
+repetition penalty (Keskar et al. 2019, section 4.1), temperature, top-k, top-p (nucleus; Holtzman
+et al. 2020, section 3.1), min-p (Nguyen et al. 2024, section 3). Both top-k and top-p ask for the
+largest probability threshold that keeps enough. It is found exactly by bisection over the bits of a
+float instead of a sort, which is several times cheaper for real vocabularies. Tokens tied at the
+edge stay together.
 """
 
 from collections.abc import Callable
