@@ -29,5 +29,5 @@ WHERE=(--project="$PROJECT" --zone="$ZONE")
   cd jgpt && git fetch -q && git checkout -q '$COMMIT'
   test -d .venv || python3 -m venv .venv
   .venv/bin/pip install -q -e '.[tpu,data]'
-  JGPT_DISTRIBUTED=1 .venv/bin/python -m jgpt.main --config='$CONFIG' --workdir="\$HOME/runs/$RUN_NAME"$ARGUMENTS
+  JGPT_DISTRIBUTED=1 .venv/bin/python -m jgpt.main --config='$CONFIG' --workdir=\$HOME/runs/$RUN_NAME$ARGUMENTS
 "
