@@ -63,7 +63,7 @@ def row(
     floor: float | None = None,
     higher_is_better: bool = True,
 ) -> dict[str, Any]:
-    """One figure in the common form; `ratio` says how many times better ours is than the best peer."""
+    """One figure in the common form; `ratio`: how many times better ours is than the best peer."""
     peers = peers or {}
     best = (max if higher_is_better else min)(peers, key=peers.get) if peers else None
     ratio = None
