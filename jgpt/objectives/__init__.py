@@ -1,0 +1,29 @@
+"""What is minimised. One file per objective, one table; the training step serves all of them."""
+
+from collections.abc import Callable
+
+from jgpt.config import Config
+from jgpt.objectives import pretrain
+from jgpt.objectives.objective import Apply, Loss, Objective, Prepare, prepare_nothing, ratio
+
+OBJECTIVES: dict[str, Callable[[Config], Objective]] = {
+    "pretrain": pretrain.make,
+}
+"""Name -> function of the run's config that makes the objective."""
+
+
+def make_objective(config: Config) -> Objective:
+    """The objective that `config.objective.name` names."""
+    return OBJECTIVES[config.objective.name](config)
+
+
+__all__ = [
+    "OBJECTIVES",
+    "Apply",
+    "Loss",
+    "Objective",
+    "Prepare",
+    "make_objective",
+    "prepare_nothing",
+    "ratio",
+]

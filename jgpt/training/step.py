@@ -1,0 +1,222 @@
+"""The training step: one pure function for every objective.
+
+Gradients are accumulated as sums over microbatches and divided once by the sum of weights, so that
+accumulation equals the full batch whatever the masks; the mean of means would not. (Terms that are
+no sums, `Loss.extra`, are averaged by weight, and dropout draws other masks per microbatch.)
+
+A step whose loss or gradient is not finite changes nothing but the counters. That includes a batch
+without a single weighted target, whose loss is 0 / 0.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jgpt.config import Config
+from jgpt.objectives import Apply, Objective, ratio
+from jgpt.training.optimizer import schedule
+from jgpt.training.state import TrainState, with_selection_bias
+from jgpt.typing import Array, Batch, PyTree, RouterStats
+
+Metrics = dict[str, Array]
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def make_train_step(
+    objective: Objective,
+    apply: Apply,
+    optimizer: optax.GradientTransformation,
+    config: Config,
+) -> TrainStep:
+    """`train_step(state, batch) -> (state, metrics)`, pure; `compile_step` jits it.
+
+    Metrics are float32: the objective's own (`loss` in nats per weighted target, `accuracy`, `z`),
+    and `total` (what is minimised), `grad_norm` (before clipping), `update_norm`, `param_norm`,
+    `learning_rate`, `tokens` (the sum of weights), `skipped` (so far) and `consecutive_skipped`.
+
+    Args:
+        objective: from `make_objective`.
+        apply: `models.apply` with its config bound.
+        optimizer: from `make_optimizer`.
+        config: of the run; `train`, `optimizer` and `model.moe` are read.
+    """
+    rate = schedule(config.optimizer, config.train.steps)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
+        loss = functools.partial(_loss_sums, objective, apply, state.selection_bias)
+        gradients, sums = accumulate(loss, state.params, batch, key, config.train.microbatches)
+        gradients = jax.tree.map(lambda g: g / sums.weight, gradients)
+        total = sums.objective / sums.weight
+        grad_norm = optax.global_norm(gradients)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        applied = state.step - state.skipped
+
+        good = jnp.isfinite(grad_norm) & jnp.isfinite(total)
+        proposed = TrainState(
+            step=state.step + 1,
+            params=params,
+            opt_state=opt_state,
+            selection_bias=move_selection_bias(
+                state.selection_bias, sums.router, config.model.moe.bias_update_rate
+            ),
+            ema=moving_average(state.ema, params, applied, config.optimizer.ema_decay),
+            skipped=state.skipped,
+            consecutive_skipped=jnp.zeros_like(state.consecutive_skipped),
+        )
+        unchanged = dataclasses.replace(
+            state,
+            step=state.step + 1,
+            skipped=state.skipped + 1,
+            consecutive_skipped=state.consecutive_skipped + 1,
+        )
+        # One fused pass: a `cond` would keep both states in memory.
+        new_state = jax.tree.map(lambda new, old: jnp.where(good, new, old), proposed, unchanged)
+        metrics = {
+            **{name: ratio(*pair) for name, pair in sums.metrics.items()},
+            "total": total,
+            "tokens": sums.weight,
+            "grad_norm": grad_norm,
+            "update_norm": optax.global_norm(updates),
+            "param_norm": optax.global_norm(new_state.params),
+            "learning_rate": rate(applied),
+            "skipped": new_state.skipped,
+            "consecutive_skipped": new_state.consecutive_skipped,
+        }
+        return new_state, jax.tree.map(lambda m: jnp.asarray(m, jnp.float32), metrics)
+
+    return train_step
+
+
+def compile_step(
+    train_step: TrainStep, state_shardings: PyTree, batch_shardings: PyTree
+) -> TrainStep:
+    """`train_step` jitted with explicit shardings; the state it is given is donated.
+
+    Args:
+        train_step: from `make_train_step`.
+        state_shardings: a `TrainState` of shardings (`training.state.state_shardings`).
+        batch_shardings: one sharding for all of a batch, or one per array.
+    """
+    return jax.jit(
+        train_step,
+        in_shardings=(state_shardings, batch_shardings),
+        out_shardings=(state_shardings, state_shardings.step),
+        donate_argnums=0,
+    )
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Sums:
+    """What adds up over microbatches."""
+
+    objective: Array
+    weight: Array
+    metrics: dict[str, tuple[Array, Array]]
+    router: RouterStats | None
+
+
+def _loss_sums(
+    objective: Objective,
+    apply: Apply,
+    selection_bias: Array | dict,
+    params: PyTree,
+    batch: Batch,
+    key: Array,
+) -> tuple[Array, _Sums]:
+    loss = objective.loss(apply, with_selection_bias(params, selection_bias), batch, key)
+    return loss.objective, _Sums(loss.objective, loss.weight, loss.metrics, loss.router)
+
+
+def accumulate(
+    loss: Callable[[PyTree, Batch, Array], tuple[Array, PyTree]],
+    params: PyTree,
+    batch: Batch,
+    key: Array,
+    microbatches: int,
+) -> tuple[PyTree, PyTree]:
+    """Sums of gradients and of what `loss` returns beside its value, over parts of a batch.
+
+    Part i holds rows i, i + n, i + 2n, ...: rows that lie on one device stay there.
+
+    Args:
+        loss: (params, batch, key) -> (sum to differentiate, tree of sums).
+        params: what is differentiated.
+        batch: arrays whose first axis `microbatches` divides.
+        key: folded by the part's number.
+        microbatches: n, how many parts one after another.
+
+    Returns:
+        float32 gradients like `params`, and the summed tree.
+    """
+    gradient = jax.grad(loss, has_aux=True)
+
+    def part(batch: Batch, key: Array) -> tuple[PyTree, PyTree]:
+        gradients, sums = gradient(params, batch, key)
+        return jax.tree.map(lambda g: g.astype(jnp.float32), gradients), sums
+
+    if microbatches == 1:
+        return part(batch, key)
+    parts = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
+    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(microbatches))
+    first = jax.tree.map(lambda x: x[0], (parts, keys))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(part, *first))
+
+    def add(sums: PyTree, inputs: tuple[Batch, Array]) -> tuple[PyTree, None]:
+        return jax.tree.map(jnp.add, sums, part(*inputs)), None
+
+    return jax.lax.scan(add, zeros, (parts, keys))[0]
+
+
+def moving_average(ema: PyTree, params: PyTree, count: Array, decay: float) -> PyTree:
+    """ema + (1 - d) (params - ema), d = min(decay, (1 + count) / (10 + count)).
+
+    The smaller decay of the first updates forgets the initial weights.
+    """
+    if not ema:
+        return ema
+    rate = 1 - jnp.minimum(decay, (1 + count) / (10 + count))
+    return jax.tree.map(lambda e, p: e + rate * (p.astype(e.dtype) - e), ema, params)
+
+
+def move_selection_bias(
+    selection_bias: Array | dict, router: RouterStats | None, rate: float
+) -> Array | dict:
+    """Auxiliary-loss-free balancing (Wang et al. 2024): `b + rate * sign(mean load - load)`.
+
+    Args:
+        selection_bias: [L_moe, E] float32, or {} where there is none.
+        router: sums over the batch, stacked [L_moe, ...].
+        rate: step of the bias.
+    """
+    if isinstance(selection_bias, dict) or router is None:
+        return selection_bias
+    load = router.assignments
+    return selection_bias + rate * jnp.sign(jnp.mean(load, axis=-1, keepdims=True) - load)
+
+
+def make_eval_step(apply: Apply) -> Callable[[PyTree, Batch], Metrics]:
+    """`eval_step(variables, batch) -> sums` of a language model; jit it. Sums of batches add up.
+
+    `nll` (nats), `correct` (greedy predictions), both weighted; `weight` (sum of loss weights);
+    `characters` (raw text code points of the targets that weigh anything).
+    """
+
+    def eval_step(variables: PyTree, batch: Batch) -> Metrics:
+        sums, _ = apply(variables, batch, output="cross_entropy")
+        characters = jnp.where(batch["loss_weights"] > 0, batch["characters"], 0)
+        return {
+            "nll": sums.nll,
+            "weight": sums.weight,
+            "correct": sums.correct,
+            "characters": jnp.sum(characters).astype(jnp.float32),
+        }
+
+    return eval_step
