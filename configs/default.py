@@ -202,6 +202,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.sources = "microworld"
     # field of jsonl, parquet, array_record, huggingface records
     c.data.text_field = "text"
+    # text: a document is a whole file, or each block between blank lines
+    c.data.text_documents = "file"
     # huggingface: the split to stream
     c.data.split = "train"
     # huggingface: the dataset's configuration name, such as ja
@@ -247,7 +249,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.pack_open_rows = 64
     # a new order every epoch
     c.data.shuffle = True
-    # documents per virtual shard, for sources without an index
+    # documents in memory, for sources without an index
     c.data.shuffle_buffer = 2048
     # of shuffling
     c.data.seed = 0

@@ -322,6 +322,11 @@ class DataConfig:
         "or huggingface; $VARIABLES and globs are expanded, the kind may be left to the ending",
     )
     text_field: str = setting("text", "field of jsonl, parquet, array_record, huggingface records")
+    text_documents: str = setting(
+        "file",
+        "text: a document is a whole file, or each block between blank lines",
+        ("file", "block"),
+    )
     split: str = setting("train", "huggingface: the split to stream")
     subset: str = setting("", "huggingface: the dataset's configuration name, such as ja")
     microworld_documents: int = setting(200_000, "microworld: documents before it repeats")
@@ -337,7 +342,7 @@ class DataConfig:
     )
     pack_open_rows: int = setting(64, "best_fit: rows a virtual shard keeps open at a time")
     shuffle: bool = setting(True, "a new order every epoch")
-    shuffle_buffer: int = setting(2048, "documents per virtual shard, for sources without an index")
+    shuffle_buffer: int = setting(2048, "documents in memory, for sources without an index")
     seed: int = setting(0, "of shuffling")
     epochs: int = setting(0, "0 for as many as the steps need")
     virtual_shards: int = setting(64, "fixed streams that processes share out among themselves")
@@ -347,7 +352,10 @@ class DataConfig:
     prefetch: int = setting(8, "batches made ahead")
 
     def __post_init__(self):
-        for name in ("sequence_length", "batch_size", "virtual_shards", "prefetch"):
+        for name in (
+            "sequence_length", "batch_size", "virtual_shards", "prefetch", "pack_open_rows",
+            "shuffle_buffer", "microworld_documents",
+        ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"data.{name} is {getattr(self, name)}; it must be at least 1")
         if not self.sources.strip():
