@@ -1,0 +1,167 @@
+"""Self-attention with everything around the kernel: projections, positions, norms, cache."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
+
+from jgpt.config import ModelConfig
+from jgpt.kernels.attention import attention
+from jgpt.layers.cache import KVCache, update, valid_positions
+from jgpt.layers.initialization import Constant, hidden_std, parameter, zeros
+from jgpt.layers.linear import Linear
+from jgpt.layers.norm import Norm
+from jgpt.layers.positions import Rotary, rotate
+from jgpt.typing import Array, Bias, Mask, static
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Context:
+    """What all layers of one forward pass share; computed once."""
+
+    masks: dict[str, Mask]
+    """Per kind of attention layer, over the tokens of this call (indices are `arange`)."""
+    rotary: dict[str, Rotary]
+    """Per kind; empty without rotary positions."""
+    bias: Bias | None
+    positions: Int[Array, "B S"]
+    token_mask: Bool[Array, "B S"] | None
+    """False at padding; None when there is none."""
+    fresh: bool = static(default=False)
+    """The cache, if there is one, is empty."""
+
+
+class KeyValue(nn.Module):
+    """Keys and values as attention sees them; one of the sites that adapters attach to."""
+
+    @nn.compact
+    def __call__(
+        self, k: Float[Array, "B T K d"], v: Float[Array, "B T K d"]
+    ) -> tuple[Float[Array, "B T K d"], Float[Array, "B T K d"]]:
+        return k, v
+
+
+def attention_scale(config: ModelConfig) -> float:
+    """What scores are multiplied by: `attention_scale / sqrt(d)`; with muP, over d instead."""
+    d = config.size_of_head
+    return config.attention_scale / (d if config.mup_base_width else d**0.5)
+
+
+class Attention(nn.Module):
+    """Multi-head, grouped-query or multi-query self-attention of one layer.
+
+    Parameters: `query` [D, H d], `key`, `value` [D, K d], `output` [H d, D]; where configured their
+    biases, `query_norm`, `key_norm` (over d), `sinks` [H] and `scale` [].
+
+    Attributes:
+        kind: `global` or `local`.
+    """
+
+    config: ModelConfig
+    kind: str
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B S D"],
+        context: Context,
+        cache: KVCache | None = None,
+        dropout_key: Array | None = None,
+    ) -> tuple[Float[Array, "B S D"], KVCache | None]:
+        """The layer's output and its updated cache.
+
+        Args:
+            dropout_key: given in training where probabilities are dropped.
+        """
+        c = self.config
+        q, k, v = self._project(x, context)
+        scale, sinks = attention_scale(c), None
+        if c.learned_attention_scale:
+            scale = self.param("scale", parameter(Constant(scale)), (), c.param_dtype)
+        if c.attention_sinks:
+            sinks = self.param("sinks", zeros("head_count"), (c.num_heads,), c.param_dtype)
+        mask = context.masks[self.kind]
+        if cache is not None:
+            k, v, mask, cache = _through_cache(cache, k, v, mask, context)
+        y = attention(
+            q,
+            k,
+            v,
+            mask,
+            scale=scale,
+            softcap=c.attention_softcap,
+            bias=context.bias,
+            sinks=sinks,
+            dropout=0.0 if dropout_key is None else c.attention_dropout,
+            dropout_key=dropout_key,
+            backend=c.attention_backend,
+        )
+        output = Linear(
+            c.hidden_size,
+            ("heads", "embed"),
+            c.attention_output_bias,
+            hidden_std(c, residual=True),
+            c.dtype,
+            c.param_dtype,
+            name="output",
+        )
+        return output(y.reshape(*x.shape[:-1], -1)), cache
+
+    def _project(self, x: Float[Array, "B S D"], context: Context) -> tuple[Array, Array, Array]:
+        """q [B,S,H,d], k and v [B,S,K,d], normalised and rotated."""
+        c = self.config
+
+        def heads(name: str, count: int, axis: str) -> Array:
+            linear = Linear(
+                count * c.size_of_head,
+                ("embed", axis),
+                c.attention_bias,
+                hidden_std(c),
+                c.dtype,
+                c.param_dtype,
+                name=name,
+            )
+            return linear(x).reshape(*x.shape[:-1], count, c.size_of_head)
+
+        q = heads("query", c.num_heads, "heads")
+        k = heads("key", c.kv_heads, "kv_heads")
+        v = heads("value", c.kv_heads, "kv_heads")
+        if c.qk_norm:
+            q, k = Norm(c, name="query_norm")(q), Norm(c, name="key_norm")(k)
+        if c.position == "rope":
+            rotary = context.rotary[self.kind]
+            q, k = rotate(q, rotary), rotate(k, rotary)
+        k, v = KeyValue(name="key_value")(k, v)
+        return q, k, v
+
+
+def _through_cache(
+    cache: KVCache, k: Array, v: Array, mask: Mask, context: Context
+) -> tuple[Array, Array, Mask, KVCache]:
+    """Keys, values and mask to attend with, and the cache with the new tokens in it.
+
+    An empty cache has nothing to add. One new token is stored first and finds itself there. Several
+    may push each other out of a window's ring, so they attend to the old slots and to themselves.
+    """
+    positions = valid_positions(context.positions, context.token_mask)
+    new = update(cache, k, v, positions)
+    if context.fresh:
+        return k, v, mask, new
+    if k.shape[1] == 1:
+        keys, values, kv_positions = new.k, new.v, new.positions
+    else:
+        keys = jnp.concatenate([cache.k.astype(k.dtype), k], axis=1)
+        values = jnp.concatenate([cache.v.astype(v.dtype), v], axis=1)
+        kv_positions = jnp.concatenate([cache.positions, positions], axis=1)
+    mask = dataclasses.replace(
+        mask,
+        q_segment_ids=None,
+        kv_segment_ids=None,
+        q_positions=positions,
+        kv_positions=kv_positions,
+    )
+    return keys.astype(k.dtype), values.astype(v.dtype), mask, new

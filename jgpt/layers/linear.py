@@ -1,0 +1,40 @@
+"""Dense maps: two-dimensional kernels, whatever the input's rank."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Float
+
+from jgpt.kernels.matmul import matmul
+from jgpt.layers.initialization import normal, zeros
+from jgpt.typing import Array
+
+
+class Linear(nn.Module):
+    """`x @ kernel + bias`; one of the sites that adapters attach to.
+
+    Parameters: `kernel` [in, features], the transpose of torch's; `bias` [features] if used.
+
+    Attributes:
+        features: size of the output.
+        axes: logical names of the kernel's two axes; the bias has the second.
+        init_std: standard deviation of the kernel's normal initial values; the bias starts at 0.
+        dtype: of the product's operands and the result; it is summed in float32.
+        param_dtype: of the parameters.
+    """
+
+    features: int
+    axes: tuple[str, str]
+    use_bias: bool = False
+    init_std: float = 0.02
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("kernel", normal(self.init_std, *self.axes), shape, self.param_dtype)
+        y = matmul(x.astype(self.dtype), kernel)
+        if self.use_bias:
+            bias = self.param("bias", zeros(self.axes[1]), (self.features,), self.param_dtype)
+            y = y + jnp.asarray(bias, self.dtype)
+        return y

@@ -1,0 +1,117 @@
+"""One forward pass: parameters and a batch in, the wanted output and `Aux` out."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jgpt.config import ConfigError, ModelConfig
+from jgpt.kernels.matmul import matmul
+from jgpt.layers.cache import Cache
+from jgpt.models.layout import is_scanned, restack
+from jgpt.models.transformer import Aux, Transformer
+from jgpt.typing import Array, Batch
+
+OUTPUTS = ("logits", "hidden", "token_logps", "cross_entropy")
+
+
+def apply(
+    config: ModelConfig,
+    variables: Mapping[str, Any],
+    batch: Batch,
+    *,
+    output: str = "logits",
+    key: Array | None = None,
+    cache: Cache | None = None,
+    z_loss: float = 0.0,
+) -> tuple[Any, Aux]:
+    """Runs the model.
+
+    Args:
+        variables: `params`, scanned or unrolled (the tree says which); `selection_bias`
+            [moe layers, E] where `config.moe.selection_bias` is set; further collections are handed
+            to the modules.
+        batch: `inputs` [B, S] int32; optional `segment_ids` (0 is padding; all one document by
+            default), `positions` (0, 1, ...; with a cache, on from its length), `prefix_lengths`
+            [B] for attention='prefix'. With a cache a row is one document, padded on the right.
+        output: `logits` [B,S,V] float32; `hidden` [B,S,D], after the final norm; `token_logps`
+            [B,S] float32 of `batch["targets"]`; `cross_entropy`: a `CrossEntropy` of the targets
+            weighted by `batch["loss_weights"]`.
+        key: given in training, where it drives dropout and router jitter.
+        cache: from `init_cache` or an earlier call; the updated one is in `Aux`. Decoding runs
+            unrolled: hand over unrolled parameters (`restack`) to save a copy per call.
+        z_loss: weight of logsumexp(logits)**2 in `CrossEntropy.total`.
+
+    Raises:
+        ConfigError: an unknown output, a missing `prefix_lengths`, rows longer than a learned
+            position table.
+    """
+    _check(config, batch, output, cache)
+    params = variables["params"]
+    if cache is not None:
+        params = restack(params, config, scan=False)
+    config = dataclasses.replace(config, scan_layers="on" if is_scanned(params) else "off")
+    collections = {k: v for k, v in variables.items() if k not in ("params", "selection_bias")}
+    tokens = batch["inputs"]
+    hidden, (kernel, bias), aux = Transformer(config).apply(
+        {"params": params, **collections},
+        tokens,
+        _positions(batch, cache),
+        batch.get("segment_ids"),
+        batch.get("prefix_lengths"),
+        cache,
+        variables.get("selection_bias") if config.moe.selection_bias else None,
+        key,
+        rngs={} if key is None else {"jitter": jax.random.fold_in(key, 0x6A697474)},
+    )
+    if output == "hidden":
+        return hidden, aux
+    if config.mup_base_width:
+        hidden = hidden * (config.mup_base_width / config.hidden_size)
+    softcap = config.final_softcap
+    from jgpt.kernels.cross_entropy import cross_entropy, token_logps
+
+    if output == "token_logps":
+        return token_logps(hidden, kernel, batch["targets"], bias=bias, softcap=softcap), aux
+    if output == "cross_entropy":
+        sums = cross_entropy(
+            hidden,
+            kernel,
+            batch["targets"],
+            batch["loss_weights"],
+            bias=bias,
+            z_loss=z_loss,
+            softcap=softcap,
+        )
+        return sums, aux
+    logits = matmul(hidden, kernel, out_dtype=jnp.float32)
+    if bias is not None:
+        logits = logits + bias
+    if softcap:
+        logits = softcap * jnp.tanh(logits / softcap)
+    return logits, aux
+
+
+def _check(config: ModelConfig, batch: Batch, output: str, cache: Cache | None):
+    if output not in OUTPUTS:
+        raise ConfigError(f"output is {output!r}; choose one of {', '.join(OUTPUTS)}")
+    if config.attention == "prefix" and cache is None and "prefix_lengths" not in batch:
+        raise ConfigError("model.attention='prefix' needs batch['prefix_lengths'] [B]")
+    if config.attention == "bidirectional" and cache is not None:
+        raise ConfigError("model.attention='bidirectional' has no cache")
+    length = batch["inputs"].shape[1]
+    if config.position == "learned" and length > config.max_length:
+        raise ConfigError(
+            f"rows of {length} tokens are longer than the learned position table; raise "
+            f"model.max_length ({config.max_length})"
+        )
+
+
+def _positions(batch: Batch, cache: Cache | None) -> Array:
+    if "positions" in batch:
+        return batch["positions"]
+    size, length = batch["inputs"].shape
+    start = jnp.zeros((size,), jnp.int32) if cache is None else cache.length
+    return start[:, None] + jnp.arange(length, dtype=jnp.int32)
