@@ -1,0 +1,165 @@
+"""The filters of `CleaningConfig` over a stream of documents, with a count of what each removed."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from jgpt.config import CleaningConfig
+from jgpt.data import text as filters
+from jgpt.data.dedup import ExactDuplicates, NearDuplicates
+from jgpt.data.document import Document
+
+
+@dataclass
+class FilterCount:
+    """What one filter did.
+
+    Attributes:
+        documents: documents it removed.
+        changed: documents it changed and kept.
+        characters: code points it removed, those of removed documents included (negative where
+            normalisation made a text longer).
+    """
+
+    documents: int = 0
+    changed: int = 0
+    characters: int = 0
+
+
+@dataclass
+class CleaningReport:
+    """Documents and characters before and after cleaning, and what each filter removed.
+
+    Cutting long documents makes more of them: `documents_out` may exceed `documents_in`.
+    """
+
+    documents_in: int = 0
+    characters_in: int = 0
+    documents_out: int = 0
+    characters_out: int = 0
+    filters: dict[str, FilterCount] = field(default_factory=dict)
+
+    def count(self, name: str) -> FilterCount:
+        return self.filters.setdefault(name, FilterCount())
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values; `from_dict` is the inverse."""
+        values = {name: value for name, value in vars(self).items() if name != "filters"}
+        return values | {"filters": {name: vars(count) for name, count in self.filters.items()}}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "CleaningReport":
+        counts = {name: FilterCount(**count) for name, count in values["filters"].items()}
+        return cls(**(values | {"filters": counts}))
+
+    def add(self, other: "CleaningReport") -> None:
+        """Adds the counts of another source."""
+        for name in ("documents_in", "characters_in", "documents_out", "characters_out"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name, count in other.filters.items():
+            mine = self.count(name)
+            for entry, value in vars(count).items():
+                setattr(mine, entry, getattr(mine, entry) + value)
+
+    def table(self) -> str:
+        """The counts as lines of text."""
+        head = f"{'filter':<24}{'documents removed':>18}{'changed':>10}{'characters removed':>20}"
+        lines = [head]
+        for name, count in self.filters.items():
+            lines.append(
+                f"{name:<24}{count.documents:>18,}{count.changed:>10,}{count.characters:>20,}"
+            )
+        lines.append(
+            f"in:  {self.documents_in:,} documents, {self.characters_in:,} characters\n"
+            f"out: {self.documents_out:,} documents, {self.characters_out:,} characters"
+        )
+        return "\n".join(lines)
+
+
+def changes(config: CleaningConfig) -> list[tuple[str, Callable[[str], str]]]:
+    """(field name, function) of the filters that rewrite a text, in order.
+
+    The last, not a setting, takes away what white space they leave around the text.
+    """
+    steps: list[tuple[str, bool, Callable[[str], str]]] = [
+        ("normalize", config.normalize == "nfkc", filters.normalize_nfkc),
+        ("strip_control", config.strip_control, filters.strip_control),
+        ("strip_aozora", config.strip_aozora, filters.strip_aozora),
+        ("drop_boilerplate", config.drop_boilerplate, filters.drop_boilerplate),
+        ("drop_repeated_lines", config.drop_repeated_lines, filters.drop_repeated_lines),
+        ("surrounding space", True, filters.strip_blank),
+    ]
+    return [(name, change) for name, wanted, change in steps if wanted]
+
+
+def rejections(config: CleaningConfig) -> list[tuple[str, Callable[[str], bool]]]:
+    """(field name, predicate) of the filters that remove a whole document, in order."""
+    steps: list[tuple[str, Callable[[str], bool]]] = [
+        ("min_characters", lambda text: len(text) < max(1, config.min_characters))
+    ]
+    if config.min_japanese_ratio > 0:
+        least = config.min_japanese_ratio
+        steps.append(("min_japanese_ratio", lambda text: filters.japanese_ratio(text) < least))
+    if config.min_kana_ratio > 0:
+        least_kana = config.min_kana_ratio
+        steps.append(("min_kana_ratio", lambda text: filters.kana_ratio(text) < least_kana))
+    if config.exact_dedup:
+        steps.append(("exact_dedup", ExactDuplicates().is_duplicate))
+    if config.minhash_threshold > 0:
+        steps.append(("minhash_threshold", NearDuplicates(config.minhash_threshold).is_duplicate))
+    return steps
+
+
+def clean(
+    documents: Iterable[Document], config: CleaningConfig, report: CleaningReport | None = None
+) -> Iterator[Document]:
+    """Cleaned documents in their order, long ones in pieces; counts go to `report`.
+
+    Order: the rewriting filters, the length and language filters, deduplication (over all documents
+    of this call), then cutting at `max_characters`. Empty documents are always removed. Pieces get
+    the ids `ID#0`, `ID#1`, ...
+    """
+    report = CleaningReport() if report is None else report
+    change_steps, reject_steps = changes(config), rejections(config)
+    for name, _ in [*change_steps, *reject_steps]:
+        report.count(name)
+    for document in documents:
+        report.documents_in += 1
+        report.characters_in += len(document.text)
+        text = _rewritten(document.text, change_steps, report)
+        if _rejected(text, reject_steps, report):
+            continue
+        for piece in _pieces(document._replace(text=text), config.max_characters):
+            report.documents_out += 1
+            report.characters_out += len(piece.text)
+            yield piece
+
+
+def _rewritten(text: str, steps: list, report: CleaningReport) -> str:
+    for name, change in steps:
+        changed = change(text)
+        if changed != text:
+            count = report.filters[name]
+            count.changed += 1
+            count.characters += len(text) - len(changed)
+            text = changed
+    return text
+
+
+def _rejected(text: str, steps: list, report: CleaningReport) -> bool:
+    for name, rejects in steps:
+        if rejects(text):
+            count = report.filters[name]
+            count.documents += 1
+            count.characters += len(text)
+            return True
+    return False
+
+
+def _pieces(document: Document, max_characters: int) -> list[Document]:
+    if not max_characters or len(document.text) <= max_characters:
+        return [document]
+    return [
+        document._replace(text=piece, id=f"{document.id}#{number}")
+        for number, piece in enumerate(filters.cut_at_sentences(document.text, max_characters))
+    ]

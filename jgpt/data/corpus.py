@@ -1,0 +1,277 @@
+"""All sources of a run, cleaned and split into a training and a validation side.
+
+A document belongs to the validation side when the 64-bit hash of its cleaned text, as a fraction of
+2**64, lies below `data.validation_fraction`: identical texts are never on both sides, whatever their
+order, source or process. Sources with an index are cleaned once into a `Store`; the microworld is
+generated as it is read; Hugging Face datasets are cleaned as they stream.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from jgpt.config import DataConfig
+from jgpt.data import microworld
+from jgpt.data.cleaning import CleaningReport, clean
+from jgpt.data.dedup import text_hash
+from jgpt.data.document import Document
+from jgpt.data.records import BadRecords, DataError
+from jgpt.data.sources import SourceSpec, file_identities, parse_sources, read_documents
+from jgpt.data.store import Store, cache_folder, store_key, write_store
+
+
+class Collection(Protocol):
+    """A source with an index: `texts[i]` for i in range(len(texts)).
+
+    Indexing gives None for a document that is kept for validation.
+    """
+
+    name: str
+    fingerprint: str
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> str | None: ...
+
+    def validation_texts(self) -> Iterator[str]: ...
+
+
+def validation_bound(fraction: float) -> int:
+    """Texts whose 64-bit hash is below this are kept for validation."""
+    return int(fraction * 2**64)
+
+
+class StoredTexts:
+    """The training side of a store, in file order."""
+
+    def __init__(self, name: str, store: Store, fraction: float):
+        self.name = name
+        self.fingerprint = store.fingerprint
+        self._store = store
+        kept = store.hashes < np.uint64(min(validation_bound(fraction), 2**64 - 1))
+        self._training = np.flatnonzero(~kept)
+        validation = np.flatnonzero(kept)
+        # By hash: a sample of the whole corpus, which does not change when more is asked for.
+        self._validation = validation[np.argsort(store.hashes[validation], kind="stable")]
+
+    def __len__(self) -> int:
+        return len(self._training)
+
+    def __getitem__(self, index: int) -> str:
+        return self._store[self._training[index]]
+
+    def validation_texts(self) -> Iterator[str]:
+        return (self._store[index] for index in self._validation)
+
+
+class MicroworldDocuments(Sequence[Document]):
+    """The first `size` documents of the embedded world, each generated when it is asked for."""
+
+    seed = 0  # of the world, not of shuffling: data.seed never changes the corpus
+
+    def __init__(self, size: int):
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, index: int) -> Document:
+        return microworld.document(int(index), self.seed)
+
+
+class GeneratedTexts:
+    """The microworld, generated (or read from its cache) when indexed; written clean."""
+
+    def __init__(self, documents: Sequence[Any], name: str, fraction: float):
+        self.name = name
+        self.fingerprint = hashlib.sha256(f"{name} {documents[0].text}".encode()).hexdigest()[:16]
+        self._documents = documents
+        self._bound = validation_bound(fraction)
+
+    def __len__(self) -> int:
+        return len(self._documents)
+
+    def _is_validation(self, text: str) -> bool:
+        return text_hash(text.encode()) < self._bound
+
+    def __getitem__(self, index: int) -> str | None:
+        text = self._documents[index].text
+        return None if self._is_validation(text) else text
+
+    def validation_texts(self) -> Iterator[str]:
+        texts = (self._documents[index].text for index in range(len(self)))
+        return (text for text in texts if self._is_validation(text))
+
+
+@dataclass
+class CorpusReport:
+    """What was read.
+
+    Attributes:
+        documents: cleaned documents of both sides (of a stream: None).
+        characters: their code points; None for what is generated or streamed.
+        bad_records: unreadable records that were skipped, and `bad_examples` of them.
+        cleaning: what each filter removed, all sources together.
+    """
+
+    documents: int | None = 0
+    characters: int | None = 0
+    bad_records: int = 0
+    bad_examples: list[str] = dataclasses.field(default_factory=list)
+    cleaning: CleaningReport = dataclasses.field(default_factory=CleaningReport)
+
+    def add(self, documents: int | None, characters: int | None) -> None:
+        """Counts a source; unknown parts make the sum unknown."""
+        self.documents = _sum(self.documents, documents)
+        self.characters = _sum(self.characters, characters)
+
+
+def _sum(left: int | None, right: int | None) -> int | None:
+    return None if left is None or right is None else left + right
+
+
+@dataclass
+class Corpus:
+    """The sources of a run, ready to be read. Picklable, for worker processes.
+
+    Attributes:
+        sources: one collection per source.
+        weights: their shares of the training tokens; sum to 1.
+        validation_documents: at most so many are scored.
+        report: counts.
+        fingerprint: tells corpora apart: texts, split, weights.
+    """
+
+    sources: list[Collection]
+    weights: list[float]
+    validation_documents: int
+    report: CorpusReport
+    fingerprint: str
+
+    def training_texts(self) -> Iterator[str]:
+        """Cleaned texts of the training side once, each source in its order.
+
+        Sources take turns by weight (counted in characters) until all are exhausted, so that the
+        start of the iteration is a fair sample of the mixture.
+        """
+        readers = [
+            (text for index in range(len(source)) if (text := source[index]) is not None)
+            for source in self.sources
+        ]
+        spent = [0.0] * len(readers)
+        left = set(range(len(readers)))
+        while left:
+            turn = min(left, key=lambda s: (spent[s] / self.weights[s], s))
+            text = next(readers[turn], None)
+            if text is None:
+                left.remove(turn)
+            else:
+                spent[turn] += len(text)
+                yield text
+
+    def validation_texts(self) -> list[str]:
+        """At most `validation_documents` texts of the validation side, by weight from each source."""
+        texts = []
+        for source, weight in zip(self.sources, self.weights, strict=True):
+            most = max(1, round(weight * self.validation_documents))
+            texts += itertools.islice(source.validation_texts(), most)
+        return texts[: self.validation_documents]
+
+
+def open_corpus(config: DataConfig) -> Corpus:
+    """Reads, cleans and splits all sources (or finds them in the cache).
+
+    Raises:
+        DataError: a source that cannot be used; one line with the file or setting and the remedy.
+    """
+    specs = parse_sources(config.sources)
+    report = CorpusReport()
+    sources = [_open_source(spec, config, report) for spec in specs]
+    total = sum(spec.weight for spec in specs)
+    weights = [spec.weight / total for spec in specs]
+    identity = [[source.fingerprint for source in sources], weights, config.validation_fraction]
+    fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+    _check_sides(sources, config)
+    return Corpus(sources, weights, config.validation_documents, report, fingerprint)
+
+
+def _open_source(spec: SourceSpec, config: DataConfig, report: CorpusReport) -> Collection:
+    if spec.kind == "microworld":
+        report.add(config.microworld_documents, None)
+        documents = MicroworldDocuments(config.microworld_documents)
+        return GeneratedTexts(documents, spec.name, config.validation_fraction)
+    return _open_files(spec, config, report)
+
+
+def _open_files(spec: SourceSpec, config: DataConfig, report: CorpusReport) -> StoredTexts:
+    identity = {
+        "files": file_identities(spec),
+        "kind": spec.kind,
+        "text_field": config.text_field,
+        "text_documents": config.text_documents if spec.kind == "text" else "",
+        "cleaning": dataclasses.asdict(config.cleaning),
+    }
+    folder = cache_folder(config.cache) / "corpora" / store_key(identity)
+    if not Store.exists(folder):
+        _prepare(folder, spec, config)
+    store = Store(folder)
+    bad = BadRecords(config.max_bad_records, **store.report["bad"])
+    bad.check()
+    cleaning = CleaningReport.from_dict(store.report["cleaning"])
+    if not len(store):
+        raise DataError(_why_empty(spec, bad, cleaning))
+    report.add(len(store), cleaning.characters_out)
+    report.bad_records += bad.count
+    report.bad_examples += bad.examples
+    report.cleaning.add(cleaning)
+    return StoredTexts(spec.name, store, config.validation_fraction)
+
+
+def _prepare(folder: Any, spec: SourceSpec, config: DataConfig) -> None:
+    bad = BadRecords(config.max_bad_records)
+    cleaning = CleaningReport()
+    documents = clean(read_documents(spec, config, bad), config.cleaning, cleaning)
+    write_store(
+        folder,
+        documents,
+        lambda: {
+            "bad": {"count": bad.count, "examples": bad.examples},
+            "cleaning": cleaning.to_dict(),
+        },
+    )
+
+
+def _why_empty(spec: SourceSpec, bad: BadRecords, cleaning: CleaningReport) -> str:
+    if cleaning.documents_in:
+        removed = {name: count.documents for name, count in cleaning.filters.items()}
+        worst = max(removed, key=removed.__getitem__)
+        return (
+            f"{spec.name}: cleaning removed all {cleaning.documents_in} documents, most by "
+            f"data.cleaning.{worst}; relax it"
+        )
+    if bad.count:
+        return (
+            f"{spec.name}: all {bad.count} records are unreadable, the first at {bad.examples[0]}"
+        )
+    return f"{spec.name} holds no document; is the file empty?"
+
+
+def _check_sides(sources: list[Collection], config: DataConfig) -> None:
+    fraction = config.validation_fraction
+    for source in sources:
+        if not len(source):
+            raise DataError(
+                f"{source.name}: data.validation_fraction={fraction} leaves no document to train on; "
+                "lower it or add documents"
+            )
+    if fraction > 0 and all(next(s.validation_texts(), None) is None for s in sources):
+        raise DataError(
+            f"data.validation_fraction={fraction} of {sum(map(len, sources))} documents leaves none "
+            "to validate on; raise it, or set it to 0 to train without validation"
+        )

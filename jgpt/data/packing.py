@@ -1,0 +1,180 @@
+"""Documents to rows of a fixed length: cut up, fitted in whole, or one a row.
+
+A document of n tokens, `bos` and `eos` included, gives n - 1 training positions (each token predicts
+the next). A `Segment` is a run of positions of one document; a row is a list of segments of at most
+`length` positions in all. Packers hold rows that are still open; their state can be saved.
+"""
+
+import abc
+import base64
+import bisect
+import zlib
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Segment(NamedTuple):
+    """`len(tokens) - 1` positions of one document.
+
+    Attributes:
+        tokens: [n + 1] int32; inputs are all but the last, targets all but the first.
+        characters: code points of the text that these positions account for.
+    """
+
+    tokens: np.ndarray
+    characters: int
+
+    @property
+    def size(self) -> int:
+        """Positions that the segment takes in a row."""
+        return len(self.tokens) - 1
+
+    def part(self, start: int, end: int) -> "Segment":
+        """Positions `start` to `end`, with their share of the characters (shares add up exactly)."""
+        size = self.size
+        share = self.characters * end // size - self.characters * start // size
+        return Segment(self.tokens[start : end + 1], share)
+
+
+Row = list[Segment]
+
+
+class Packer(abc.ABC):
+    """Takes segments of any length, gives rows; subclasses decide which goes where.
+
+    Attributes:
+        ready: finished rows, oldest first.
+        open: rows that may still grow.
+    """
+
+    def __init__(self, length: int):
+        self.length = length
+        self.ready: deque[Row] = deque()
+        self.open: list[Row] = []
+
+    @abc.abstractmethod
+    def add(self, segment: Segment) -> None:
+        """Places a whole document."""
+
+    def flush(self) -> None:
+        """Finishes all open rows: nothing more will come."""
+        self.ready.extend(self.open)
+        self.open = []
+
+    def snapshot(self) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
+        """(ready, open): a copy that later calls do not touch; token arrays are shared."""
+        return tuple(self.ready), tuple(list(row) for row in self.open)
+
+    def restore(self, ready: Iterable[Row], open_rows: Iterable[Row]) -> None:
+        self.ready = deque(ready)
+        self.open = [list(row) for row in open_rows]
+
+
+class NonePacker(Packer):
+    """One document a row; longer documents continue in rows of their own."""
+
+    def add(self, segment: Segment) -> None:
+        for start in range(0, segment.size, self.length):
+            self.ready.append([segment.part(start, min(start + self.length, segment.size))])
+
+
+class SplitPacker(Packer):
+    """Concatenates everything and cuts every `length` positions: no padding, cut documents."""
+
+    def add(self, segment: Segment) -> None:
+        row = self.open.pop() if self.open else []
+        room = self.length - sum(part.size for part in row)
+        start = 0
+        while segment.size - start >= room:
+            row.append(segment.part(start, start + room))
+            self.ready.append(row)
+            start += room
+            row, room = [], self.length
+        if start < segment.size:
+            row.append(segment.part(start, segment.size))
+        if row:
+            self.open = [row]
+
+
+class BestFitPacker(Packer):
+    """Whole documents into the open row where they leave least room (Ding et al. 2024, best fit).
+
+    A document longer than a row is cut into full rows; its remainder is placed like a short document.
+    A row is finished when it is full to within `length // 64`, or, with more than `open_rows` of them
+    open, when it is the fullest. Equal rows: the one that reached its size first.
+    """
+
+    def __init__(self, length: int, open_rows: int):
+        super().__init__(length)
+        self.open_rows = open_rows
+        self.slack = length // 64
+        self._room: list[int] = []  # of each row of self.open, ascending
+
+    def add(self, segment: Segment) -> None:
+        start = 0
+        while segment.size - start > self.length:
+            self.ready.append([segment.part(start, start + self.length)])
+            start += self.length
+        self._place(segment.part(start, segment.size) if start else segment)
+
+    def _place(self, segment: Segment) -> None:
+        best = bisect.bisect_left(self._room, segment.size)
+        if best < len(self._room):
+            row, room = self.open.pop(best), self._room.pop(best)
+        else:
+            row, room = [], self.length
+        row.append(segment)
+        room -= segment.size
+        if room <= self.slack:
+            self.ready.append(row)
+            return
+        place = bisect.bisect_right(self._room, room)
+        self.open.insert(place, row)
+        self._room.insert(place, room)
+        if len(self.open) > self.open_rows:
+            self.ready.append(self.open.pop(0))
+            self._room.pop(0)
+
+    def flush(self) -> None:
+        super().flush()
+        self._room = []
+
+    def restore(self, ready: Iterable[Row], open_rows: Iterable[Row]) -> None:
+        super().restore(ready, open_rows)
+        self._room = [self.length - sum(part.size for part in row) for row in self.open]
+
+
+def make_packer(packing: str, length: int, open_rows: int) -> Packer:
+    """The packer named by `data.packing`."""
+    if packing == "best_fit":
+        return BestFitPacker(length, open_rows)
+    return {"split": SplitPacker, "none": NonePacker}[packing](length)
+
+
+def encode_rows(rows: Sequence[Row]) -> dict[str, Any]:
+    """Rows as JSON values: counts as lists, tokens compressed and in base64."""
+    segments = [segment for row in rows for segment in row]
+    tokens = np.concatenate([s.tokens for s in segments]) if segments else np.zeros(0, np.int32)
+    dtype = np.dtype("<u2" if tokens.size == 0 or tokens.max() < 2**16 else "<u4")
+    return {
+        "segments": [len(row) for row in rows],
+        "lengths": [len(segment.tokens) for segment in segments],
+        "characters": [int(segment.characters) for segment in segments],
+        "dtype": dtype.str,
+        "tokens": base64.b64encode(zlib.compress(tokens.astype(dtype).tobytes(), 1)).decode(),
+    }
+
+
+def decode_rows(state: dict[str, Any]) -> list[Row]:
+    """The rows that `encode_rows` was given."""
+    data = zlib.decompress(base64.b64decode(state["tokens"]))
+    tokens = np.frombuffer(data, dtype=np.dtype(state["dtype"])).astype(np.int32)
+    ends = np.cumsum(state["lengths"], dtype=np.int64)
+    segments = iter(
+        Segment(tokens[end - length : end], characters)
+        for end, length, characters in zip(ends, state["lengths"], state["characters"], strict=True)
+    )
+    return [[next(segments) for _ in range(count)] for count in state["segments"]]

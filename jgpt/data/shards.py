@@ -1,0 +1,258 @@
+"""Virtual shards: the fixed streams of packed rows that processes and workers share out.
+
+Documents of a source form one endless sequence, epoch after epoch, each epoch in an order of its own.
+Document number g of that sequence belongs to virtual shard g % V, so the shards walk through every
+epoch together, whatever the number of processes. A shard tokenises its documents, packs them, and can
+save its place: documents taken from each source, tokens spent, and the rows that are still open.
+"""
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+
+from jgpt.config import DataConfig
+from jgpt.data.corpus import Collection, Corpus
+from jgpt.data.packing import Row, Segment, decode_rows, encode_rows, make_packer
+from jgpt.data.records import DataError
+from jgpt.data.transforms import document_segment
+
+REFILL_CHARACTERS = 8192
+REFILL_DOCUMENTS = 64
+"""A shard tokenises about so much at a time: batches are faster, but the first row must not wait."""
+
+
+class EndOfData(Exception):
+    """The source has given its last epoch."""
+
+
+class DocumentOrder:
+    """The endless sequence of a source with an index: shuffled anew each epoch (Grain's index shuffle).
+
+    Args:
+        epochs: after so many `EndOfData` is raised; 0 for no end.
+    """
+
+    def __init__(self, source: Collection, seed: int, shuffle: bool, epochs: int):
+        self._source = source
+        order = grain.MapDataset.range(len(source)).seed(seed % 2**32)
+        if shuffle:
+            order = order.shuffle()
+        self._order = order.repeat(epochs or None)
+        self.size = len(source)
+
+    def __getitem__(self, position: int) -> str | None:
+        """Text number `position`, None where that document is kept for validation."""
+        if position >= len(self._order):
+            raise EndOfData
+        return self._source[self._order[position]]
+
+
+@dataclass
+class Counts:
+    """What went through; sums, so that parts add up.
+
+    Attributes:
+        documents, characters: taken from the sources (cleaned text).
+        tokens: token ids without bos and eos, per source.
+        unknown: how many of them are the unk token, per source.
+        tokenize_seconds: spent encoding.
+    """
+
+    documents: list[int]
+    characters: list[int]
+    tokens: list[int]
+    unknown: list[int]
+    tokenize_seconds: float = 0.0
+
+    @classmethod
+    def zero(cls, num_sources: int) -> "Counts":
+        return cls(*([0] * num_sources for _ in range(4)))
+
+    def add(self, other: "Counts") -> None:
+        for name in ("documents", "characters", "tokens", "unknown"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            setattr(self, name, [a + b for a, b in zip(mine, theirs, strict=True)])
+        self.tokenize_seconds += other.tokenize_seconds
+
+
+class ShardState(NamedTuple):
+    """A virtual shard's place.
+
+    Attributes:
+        taken: per source, positions of its sequence that are done with (in steps of V).
+        spent: per source, tokens taken plus the random start of its turn-taking.
+        ready, open: rows of the packer.
+    """
+
+    taken: tuple[int, ...]
+    spent: tuple[float, ...]
+    ready: tuple[Row, ...]
+    open: tuple[Row, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "taken": list(self.taken),
+            "spent": list(self.spent),
+            "ready": encode_rows(self.ready),
+            "open": encode_rows(self.open),
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "ShardState":
+        return cls(
+            tuple(values["taken"]),
+            tuple(values["spent"]),
+            tuple(decode_rows(values["ready"])),
+            tuple(decode_rows(values["open"])),
+        )
+
+
+class _Waiting(NamedTuple):
+    segment: Segment
+    characters: int
+    tokens: int
+    unknown: int
+    taken: int
+
+
+@dataclass
+class _Reader:
+    """A shard's place in one source: what is tokenised and waits, and how far reading has got."""
+
+    order: DocumentOrder
+    read: int = 0
+    ended: bool = False
+    waiting: deque[_Waiting] = field(default_factory=deque)
+
+
+class VirtualShard:
+    """An endless (or, with `epochs`, finite) stream of packed rows.
+
+    Sources take turns by stride scheduling: the one with the fewest tokens for its weight is next, so
+    the shares of tokens follow the weights. Each shard starts its turns at a random phase, or the
+    first batch would hold a document of the rarest source in every row.
+
+    Attributes:
+        counts: what was taken; the owner may take them away and put zeros.
+        ended: a row was asked for after the last.
+    """
+
+    def __init__(self, index: int, corpus: Corpus, tokenizer: Any, config: DataConfig):
+        self._index = index
+        self._config = config
+        self._tokenizer = tokenizer
+        self._weights = corpus.weights
+        self._readers = [
+            _Reader(DocumentOrder(source, _seed(config.seed, s), config.shuffle, config.epochs))
+            for s, source in enumerate(corpus.sources)
+        ]
+        phase = np.random.default_rng((config.seed % 2**32, index)).random(len(self._readers))
+        self._spent = list(phase * config.sequence_length) if len(self._readers) > 1 else [0.0]
+        self._taken = [0] * len(self._readers)
+        self._packer = make_packer(config.packing, config.sequence_length, config.pack_open_rows)
+        self.counts = Counts.zero(len(self._readers))
+        self.ended = False
+
+    def next_row(self) -> Row | None:
+        """The next packed row; None when the last epoch is over."""
+        while not self._packer.ready:
+            source = self._next_source()
+            if source is not None:
+                self._take(source)
+                continue
+            self._packer.flush()
+            if not self._packer.ready:
+                self.ended = True
+                return None
+        return self._packer.ready.popleft()
+
+    def state(self) -> ShardState:
+        ready, open_rows = self._packer.snapshot()
+        return ShardState(tuple(self._taken), tuple(self._spent), ready, open_rows)
+
+    def restore(self, state: ShardState) -> None:
+        self._taken, self._spent = list(state.taken), list(state.spent)
+        self._packer.restore(state.ready, state.open)
+        for reader, taken in zip(self._readers, self._taken, strict=True):
+            reader.read, reader.ended = taken, False
+            reader.waiting.clear()
+
+    def _next_source(self) -> int | None:
+        for s in sorted(
+            range(len(self._readers)), key=lambda s: (self._spent[s] / self._weights[s], s)
+        ):
+            if self._readers[s].waiting or self._refill(s):
+                return s
+        return None
+
+    def _take(self, source: int) -> None:
+        document = self._readers[source].waiting.popleft()
+        self._taken[source] = document.taken
+        self._spent[source] += document.segment.size
+        self._packer.add(document.segment)
+        counts = self.counts
+        counts.documents[source] += 1
+        counts.characters[source] += document.characters
+        counts.tokens[source] += document.tokens
+        counts.unknown[source] += document.unknown
+
+    def _refill(self, source: int) -> bool:
+        """Reads and tokenises the next documents of a source; False when it has ended."""
+        reader = self._readers[source]
+        texts, places = self._read(reader)
+        started = time.perf_counter()
+        batch = self._tokenizer.encode_batch(texts) if texts else []
+        self.counts.tokenize_seconds += time.perf_counter() - started
+        bos, eos, unk = (getattr(self._tokenizer, f"{name}_id") for name in ("bos", "eos", "unk"))
+        for text, ids, place in zip(texts, batch, places, strict=True):
+            segment = document_segment(ids, len(text), bos, eos)
+            unknown = int(np.count_nonzero(segment.tokens[1:-1] == unk))
+            reader.waiting.append(_Waiting(segment, len(text), len(ids), unknown, place))
+        return bool(texts)
+
+    def _read(self, reader: _Reader) -> tuple[list[str], list[int]]:
+        texts: list[str] = []
+        places: list[int] = []
+        size = skipped = 0
+        while not reader.ended and size < REFILL_CHARACTERS and len(texts) < REFILL_DOCUMENTS:
+            position = reader.read * self._config.virtual_shards + self._index
+            try:
+                text = reader.order[position]
+            except EndOfData:
+                reader.ended = True
+                break
+            reader.read += 1
+            if text is not None:
+                texts.append(text)
+                places.append(reader.read)
+                size += len(text)
+                continue
+            skipped += 1
+            if skipped > 100 * reader.order.size:
+                raise DataError(
+                    "every document fell on the validation side; lower data.validation_fraction"
+                )
+        return texts, places
+
+
+def _seed(seed: int, source: int) -> int:
+    """A seed per source, far from those of other sources' later epochs (which count up by one)."""
+    return int(np.random.SeedSequence((seed % 2**32, source)).generate_state(1)[0])
+
+
+def rows_of_part(step: int, part: int, parts: int, config: DataConfig) -> Sequence[int]:
+    """Virtual shards, in row order, that give part `part` of `parts` of the batch of a step.
+
+    With k = max(1, batch_size / V) rows of each shard side by side, global row n = step * batch_size
+    + r comes from shard (n // k) % V. A shard's rows are always asked for in order, and for
+    given `parts` always by the same part (batch_size and V divide one another, parts divides both).
+    """
+    size = config.batch_size // parts
+    side_by_side = max(1, config.batch_size // config.virtual_shards)
+    start = step * config.batch_size + part * size
+    return [(n // side_by_side) % config.virtual_shards for n in range(start, start + size)]

@@ -1,0 +1,60 @@
+"""Pure numpy: token ids to a document's segment, and packed rows to the arrays of a batch."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jgpt.data.packing import Row, Segment
+
+Arrays = dict[str, np.ndarray]
+
+
+def document_segment(ids: Sequence[int], characters: int, bos_id: int, eos_id: int) -> Segment:
+    """`bos + ids + eos` as one segment, so that no target ever belongs to another document."""
+    tokens = np.empty(len(ids) + 2, np.int32)
+    tokens[0], tokens[-1] = bos_id, eos_id
+    tokens[1:-1] = ids
+    return Segment(tokens, characters)
+
+
+def rows_to_arrays(rows: Sequence[Row], length: int, pad_id: int) -> Arrays:
+    """The batch of some packed rows; an empty row is all padding.
+
+    Returns:
+        Arrays [len(rows), length]: `inputs`, `targets` (int32, `pad_id` in padding), `loss_weights`
+        (float32, 1 on every target, 0 in padding), `positions` (int32, from 0 in each segment),
+        `segment_ids` (int32, 1, 2, ... in each row, 0 in padding), `characters` (int32, code points
+        of a segment at its last target, 0 elsewhere).
+    """
+    shape = (len(rows), length)
+    inputs = np.full(shape, pad_id, np.int32)
+    targets = np.full(shape, pad_id, np.int32)
+    positions = np.zeros(shape, np.int32)
+    segment_ids = np.zeros(shape, np.int32)
+    characters = np.zeros(shape, np.int32)
+    counting = np.arange(length, dtype=np.int32)
+    for r, row in enumerate(rows):
+        start = 0
+        for number, segment in enumerate(row, 1):
+            end = start + segment.size
+            inputs[r, start:end] = segment.tokens[:-1]
+            targets[r, start:end] = segment.tokens[1:]
+            positions[r, start:end] = counting[: segment.size]
+            segment_ids[r, start:end] = number
+            characters[r, end - 1] = segment.characters
+            start = end
+    return {
+        "inputs": inputs,
+        "targets": targets,
+        "loss_weights": (segment_ids > 0).astype(np.float32),
+        "positions": positions,
+        "segment_ids": segment_ids,
+        "characters": characters,
+    }
+
+
+def concatenate(parts: Sequence[Arrays]) -> Arrays:
+    """The rows of several batches, one below the other."""
+    if len(parts) == 1:
+        return dict(parts[0])
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
