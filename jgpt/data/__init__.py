@@ -1,0 +1,1 @@
+"""Corpora: sources, cleaning, packing and the embedded microworld."""
