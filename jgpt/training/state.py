@@ -105,3 +105,17 @@ def mirrored_parameter(path: str, parameters: Any) -> str | None:
         if tail in parameters:
             return tail
     return None
+
+
+def abstract_state(state: PyTree, shardings: PyTree) -> PyTree:
+    """Shapes, types and places in place of arrays: what a checkpoint is restored onto.
+
+    Args:
+        state: a `TrainState`, abstract or not.
+        shardings: a tree like it, or one sharding for all.
+    """
+    if isinstance(shardings, jax.sharding.Sharding):
+        shardings = jax.tree.map(lambda _: shardings, state)
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, shardings
+    )

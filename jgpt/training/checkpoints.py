@@ -1,0 +1,383 @@
+"""Checkpoints on disk: `WORKDIR/checkpoints/STEP/`.
+
+| file | content |
+| --- | --- |
+| `state/` | the `TrainState`, in Orbax's format, as nested dicts named by parameter paths |
+| `data-PROCESS.json` | position of the data pipeline |
+| `config.json` | the whole config, and the fingerprint of the tokenizer |
+| `metrics.json` | figures at that step; `validation_loss` decides which ones are best |
+| `manifest.json` | sha256 and size of every file above, written last |
+
+A folder without a manifest is incomplete: its writer was stopped. It is ignored. A folder whose
+files do not match its manifest is damaged: the newest intact one is used in its place.
+"""
+
+import functools
+import json
+import logging
+import math
+import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from jgpt.config import CheckpointConfig, Config, from_config_dict, to_dict
+from jgpt.training import compatibility, manifest
+from jgpt.training.state import TrainState, with_selection_bias
+from jgpt.training.state_files import (
+    CheckpointError,
+    nested,
+    read_arrays,
+    read_state,
+    saved_arrays,
+)
+from jgpt.typing import PyTree
+
+BEST_METRIC = "validation_loss"
+"""Of `metrics`: the lower, the better."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A checkpoint, read back."""
+
+    state: TrainState
+    data_state: dict[str, Any]
+    step: int
+    config: dict[str, Any]
+    metrics: dict[str, Any]
+    notes: tuple[str, ...]
+    """What a user should be told: checkpoints passed over, settings that changed."""
+
+
+@dataclass(frozen=True)
+class RestoredVariables:
+    """A model from a checkpoint, without what only training needs."""
+
+    variables: dict[str, PyTree]
+    config: Config
+    step: int
+    notes: tuple[str, ...]
+
+
+class Checkpoints:
+    """Writes and reads the checkpoints of one run. Every process calls every method."""
+
+    def __init__(self, workdir: str | Path, config: CheckpointConfig, vocabulary: str = ""):
+        """
+        Args:
+            workdir: folder of the run.
+            config: how many to keep, and whether to write in the background.
+            vocabulary: fingerprint of the tokenizer; a checkpoint of another one is refused.
+
+        Raises:
+            CheckpointError: the folder cannot be made.
+        """
+        self.root = Path(workdir).absolute() / "checkpoints"
+        self._config = config
+        self._vocabulary = vocabulary
+        self._damaged: set[int] = set()
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot make {self.root} ({error.strerror}); choose a --workdir that is writable"
+            ) from error
+        self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future | None = None
+
+    def save(
+        self,
+        state: TrainState,
+        data_state: dict[str, Any],
+        config: Config,
+        metrics: dict[str, float],
+        step: int,
+    ) -> None:
+        """Copies the state to the host and returns; the rest is written while training goes on.
+
+        The state may be donated as soon as this returns. A step that has a complete checkpoint is
+        not written again: it holds the same state.
+
+        Args:
+            state: of the run.
+            data_state: this process's part of the data pipeline's position; JSON values.
+            config: of the run.
+            metrics: figures worth keeping with it; JSON values.
+            step: number of steps taken.
+
+        Raises:
+            CheckpointError: this checkpoint, or the one before it, could not be written. Older
+                ones are untouched.
+        """
+        self.wait()
+        directory = self.root / str(step)
+        if manifest.exists(directory) and step not in self._damaged:
+            return
+        try:
+            if jax.process_index() == 0:
+                _remove(directory)
+                directory.mkdir()
+                saved_config = {"config": to_dict(config), "vocabulary": self._vocabulary}
+                _write_json(directory / "config.json", saved_config)
+                _write_json(directory / "metrics.json", metrics)
+            _barrier(f"checkpoint {step}")
+            _write_json(directory / f"data-{jax.process_index()}.json", data_state)
+            self._orbax.save(directory / "state", args=ocp.args.PyTreeSave(nested(state)))
+        except Exception as error:
+            self._give_up(step, error)
+        self._pending = self._executor.submit(self._finish, step)
+        if not self._config.asynchronous:
+            self.wait()
+
+    def _finish(self, step: int) -> None:
+        """Runs in the background: waits for Orbax, writes the manifest, removes old ones."""
+        directory = self.root / str(step)
+        try:
+            self._orbax.wait_until_finished()
+            if jax.process_index() == 0:
+                manifest.write(directory)
+        except Exception as error:
+            self._give_up(step, error)
+        self._damaged.discard(step)
+        if jax.process_index() == 0:
+            self._prune(newest=step)
+
+    def _give_up(self, step: int, error: Exception) -> None:
+        shutil.rmtree(self.root / str(step), ignore_errors=True)
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"checkpoint {step} could not be written to {self.root} ({reason[:200]}); free some "
+            "disk space or choose another --workdir. Checkpoints before it are intact"
+        ) from error
+
+    def _prune(self, newest: int) -> None:
+        """Removes all but the last and the best ones, and what is incomplete or damaged."""
+        complete = [
+            step
+            for step in steps(self.root)
+            if manifest.exists(self.root / str(step)) and step not in self._damaged
+        ]
+        scores = {step: _score(self.root / str(step)) for step in complete}
+        best = sorted((s for s in complete if math.isfinite(scores[s])), key=scores.__getitem__)
+        keep = {newest, *complete[: self._config.keep_last], *best[: self._config.keep_best]}
+        for step in steps(self.root):
+            if step not in keep:
+                _remove(self.root / str(step))
+        self._damaged &= keep
+
+    def wait(self) -> None:
+        """Until nothing is being written.
+
+        Raises:
+            CheckpointError: what was being written could not be.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        """Waits and lets go of the threads. Raises like `wait`."""
+        try:
+            self.wait()
+        finally:
+            self._executor.shutdown()
+            self._orbax.close()
+
+    def restore_latest(self, abstract: TrainState, config: Config) -> Restored | None:
+        """The newest intact checkpoint on this run's devices, or None where there is none yet.
+
+        Args:
+            abstract: a `TrainState` of `ShapeDtypeStruct`s with shardings (`abstract_state`). It
+                may be cut up differently from the one that was saved, and layers may be scanned in
+                one and unrolled in the other.
+            config: of this run.
+
+        Raises:
+            CheckpointError: all checkpoints are damaged, or the one found belongs to another
+                model, tokenizer, data stream or optimizer.
+        """
+        found = newest_intact(self.root, self._damaged)
+        if found is None:
+            return None
+        step, notes = found
+        directory = self.root / str(step)
+        saved = _read_json(directory / "config.json")
+        notes += _check_config(step, saved, config, self._vocabulary)
+        for note in notes:
+            logger.warning("%s", note)
+        return Restored(
+            state=read_state(directory, abstract, config.model),
+            data_state=_merged(
+                [_read_json(p) for p in sorted(directory.glob("data-*.json"))], step
+            ),
+            step=step,
+            config=saved["config"],
+            metrics=_read_json(directory / "metrics.json"),
+            notes=tuple(notes),
+        )
+
+
+def restore_params(
+    workdir: str | Path, *, use_ema: bool = True, vocabulary: str = ""
+) -> RestoredVariables:
+    """The model of a run's newest intact checkpoint, on this process's first device.
+
+    Args:
+        workdir: folder of the run.
+        use_ema: the averaged weights, where the run kept them.
+        vocabulary: fingerprint of the tokenizer that will be used with it, to be compared.
+
+    Raises:
+        CheckpointError: there is none, all are damaged, or the tokenizer is another one.
+    """
+    root = Path(workdir).absolute() / "checkpoints"
+    found = newest_intact(root)
+    if found is None:
+        raise CheckpointError(f"there is no checkpoint in {root}; train first, or mend --workdir")
+    step, notes = found
+    directory = root / str(step)
+    saved = _read_json(directory / "config.json")
+    _check_vocabulary(step, saved["vocabulary"], vocabulary)
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    wanted = {
+        name: jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), tree)
+        for name, tree in saved_arrays(directory).items()
+        if name in ("params", "ema", "selection_bias")
+    }
+    if use_ema and "ema" in wanted:
+        del wanted["params"]
+    tree = read_arrays(directory, wanted)
+    params = tree.get("params", tree.get("ema"))
+    return RestoredVariables(
+        variables=with_selection_bias(params, tree.get("selection_bias", {})),
+        config=from_config_dict(saved["config"]),
+        step=step,
+        notes=tuple(notes),
+    )
+
+
+def steps(root: Path) -> list[int]:
+    """Steps that have a folder, newest first."""
+    names = [path.name for path in root.iterdir()] if root.is_dir() else []
+    return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+
+
+def newest_intact(root: Path, damaged: set[int] | None = None) -> tuple[int, list[str]] | None:
+    """(step, lines to show) of the newest checkpoint whose files are as they were written.
+
+    Reads every byte of it, shared out over the processes.
+
+    Args:
+        root: the folder of checkpoints.
+        damaged: steps found damaged are added to it.
+
+    Raises:
+        CheckpointError: there are complete checkpoints, and all are damaged.
+    """
+    notes: list[str] = []
+    first_damage = ""
+    for step in steps(root):
+        if not manifest.exists(root / str(step)):
+            notes.append(f"checkpoint {step} is incomplete (its writer was stopped): passed over")
+            continue
+        reason = _damage(root / str(step))
+        if not reason:
+            if first_damage:
+                notes.append(f"using checkpoint {step}, the newest intact one")
+            return step, notes
+        first_damage = first_damage or f"checkpoint {step}: {reason}"
+        notes.append(f"checkpoint {step} is damaged: {reason}; passed over")
+        if damaged is not None:
+            damaged.add(step)
+    if first_damage:
+        raise CheckpointError(
+            f"every checkpoint in {root} is damaged ({first_damage}); put back a good copy, or "
+            "choose another --workdir to start from the beginning"
+        )
+    for note in notes:
+        logger.warning("%s", note)
+    return None
+
+
+def _damage(directory: Path) -> str:
+    reason = manifest.damage(directory, jax.process_index(), jax.process_count())
+    if jax.process_count() == 1:
+        return reason
+    damaged = multihost_utils.process_allgather(np.array(bool(reason)))
+    return reason or ("another process found damage" if damaged.any() else "")
+
+
+def _check_config(step: int, saved: dict[str, Any], config: Config, vocabulary: str) -> list[str]:
+    """Lines about settings that changed and may.
+
+    Raises:
+        CheckpointError: settings that may not.
+    """
+    stops, allowed = compatibility.changes(saved["config"], config)
+    if stops:
+        raise CheckpointError(
+            f"checkpoint {step} belongs to another run: {'; '.join(map(str, stops))}; use the "
+            "values it was made with, or another --workdir"
+        )
+    _check_vocabulary(step, saved["vocabulary"], vocabulary)
+    return [f"continuing from step {step} with a change: {change}" for change in allowed]
+
+
+def _check_vocabulary(step: int, saved: str, vocabulary: str) -> None:
+    if saved and vocabulary and saved != vocabulary:
+        raise CheckpointError(
+            f"checkpoint {step} was trained with another tokenizer (fingerprint {saved[:12]}, this "
+            f"one is {vocabulary[:12]}); use the one in its workdir, or another --workdir"
+        )
+
+
+def _merged(parts: list[dict[str, Any]], step: int) -> dict[str, Any]:
+    """One position of the data pipeline from those of all processes: a union of nested dicts."""
+
+    def merge(first: Any, second: Any) -> Any:
+        if isinstance(first, dict) and isinstance(second, dict):
+            both = {key: merge(first[key], second[key]) for key in first.keys() & second.keys()}
+            return {**first, **second, **both}
+        if first != second:
+            raise CheckpointError(
+                f"checkpoint {step}: the data positions of two processes contradict each other "
+                f"({first!r} and {second!r}); use an older checkpoint by removing this one"
+            )
+        return first
+
+    return functools.reduce(merge, parts)
+
+
+def _score(directory: Path) -> float:
+    value = _read_json(directory / "metrics.json").get(BEST_METRIC)
+    return float("inf") if value is None else float(value)
+
+
+def _remove(directory: Path) -> None:
+    """Deletes a checkpoint, manifest first: interrupted, it is incomplete and not damaged."""
+    (directory / manifest.NAME).unlink(missing_ok=True)
+    if directory.exists():
+        shutil.rmtree(directory)
+
+
+def _barrier(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def _write_json(path: Path, values: Any) -> None:
+    path.write_text(json.dumps(values, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
