@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jgpt.config import ConfigError, ModelConfig
+from jgpt.kernels.cross_entropy import cross_entropy, token_logps
 from jgpt.kernels.matmul import matmul
 from jgpt.layers.cache import Cache
 from jgpt.models.layout import is_scanned, restack
@@ -71,7 +72,6 @@ def apply(
     if config.mup_base_width:
         hidden = hidden * (config.mup_base_width / config.hidden_size)
     softcap = config.final_softcap
-    from jgpt.kernels.cross_entropy import cross_entropy, token_logps
 
     if output == "token_logps":
         return token_logps(hidden, kernel, batch["targets"], bias=bias, softcap=softcap), aux

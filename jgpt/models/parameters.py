@@ -12,32 +12,53 @@ import numpy as np
 
 from jgpt.config import ConfigError, ModelConfig
 from jgpt.layers.initialization import Initializer, Parameter
-from jgpt.models.layout import layout, resolve_scan, restack
+from jgpt.models.layout import is_scanned, layout, resolve_scan, restack
 from jgpt.models.transformer import Transformer
 from jgpt.trees import map_with_path, path_string
 from jgpt.typing import Array, PyTree
 
 
-def _declarations(config: ModelConfig) -> PyTree:
-    """The unrolled tree of `Parameter` boxes, with shapes and dtypes in place of values."""
+def _boxes(config: ModelConfig) -> PyTree:
+    """A `Parameter` box in place of each parameter of `init`; shapes and dtypes for values.
+
+    Traced in the scanned form, which meets every kind of layer only a few times.
+    """
     if config.vocab_size < 1:
         raise ConfigError("model.vocab_size is 0; set it to the tokenizer's number of pieces")
-    config = dataclasses.replace(config, scan_layers="off", remat="none")
+    scanned = dataclasses.replace(config, scan_layers="on", remat="none")
     row = jnp.zeros((1, 1), jnp.int32)
-    return jax.eval_shape(lambda: Transformer(config).init(jax.random.key(0), row, row)["params"])
-
-
-def _map(function: Callable[[str, Parameter], Any], declarations: PyTree) -> PyTree:
-    """`function(path, box)` at every parameter."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, box: function(path_string(path), box),
-        declarations,
-        is_leaf=lambda x: isinstance(x, Parameter),
-    )
+    boxes = jax.eval_shape(lambda: Transformer(scanned).init(jax.random.key(0), row, row)["params"])
+    return boxes if _scan(config) else _unrolled(boxes, config)
 
 
 def _scan(config: ModelConfig) -> bool:
     return resolve_scan(config, jax.default_backend()).scan_layers == "on"
+
+
+def _unrolled(boxes: PyTree, config: ModelConfig) -> PyTree:
+    where = layout(config)
+    if not is_scanned(boxes):
+        return boxes
+
+    def of_one_layer(_: str, box: Parameter) -> Parameter:
+        value = jax.ShapeDtypeStruct(box.value.shape[1:], box.value.dtype)
+        return box.replace(value=value, names=box.names[1:])
+
+    layers = {
+        f"layers_{where.layer(p, j)}": _map(of_one_layer, boxes["layers"][f"block_{j}"])
+        for p in range(where.periods)
+        for j in range(where.period)
+    }
+    return {name: tree for name, tree in boxes.items() if name != "layers"} | layers
+
+
+def _map(function: Callable[[str, Parameter], Any], boxes: PyTree) -> PyTree:
+    """`function(path, box)` at every parameter."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, box: function(path_string(path), box),
+        boxes,
+        is_leaf=lambda x: isinstance(x, Parameter),
+    )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4))
@@ -62,31 +83,18 @@ def init(config: ModelConfig, key: Array) -> PyTree:
         name = np.uint32(zlib.crc32(path.encode()))
         return _draw(box.initializer, key, name, box.value.shape, box.value.dtype)
 
-    return restack(_map(draw, _declarations(config)), config, _scan(config))
+    unrolled = dataclasses.replace(config, scan_layers="off")
+    return restack(_map(draw, _boxes(unrolled)), config, _scan(config))
 
 
 def abstract_params(config: ModelConfig) -> PyTree:
     """`jax.ShapeDtypeStruct`s in place of the parameters of `init`; nothing is computed."""
-    shapes = _map(lambda _, box: box.value, _declarations(config))
-    return jax.eval_shape(lambda tree: restack(tree, config, _scan(config)), shapes)
+    return _map(lambda _, box: box.value, _boxes(config))
 
 
 def logical_axes(config: ModelConfig) -> PyTree:
     """A tuple of logical axis names in place of each parameter of `init`."""
-    axes = _map(lambda _, box: box.names, _declarations(config))
-    where = layout(config)
-    if not _scan(config) or not where.periods:
-        return axes
-    stacked = {
-        f"block_{j}": jax.tree.map(
-            lambda names: ("layers", *names),
-            axes[f"layers_{where.layer(0, j)}"],
-            is_leaf=lambda x: isinstance(x, tuple),
-        )
-        for j in range(where.period)
-    }
-    scanned = {f"layers_{i}" for i in range(where.first, where.stop)}
-    return {k: v for k, v in axes.items() if k not in scanned} | {"layers": stacked}
+    return _map(lambda _, box: box.names, _boxes(config))
 
 
 def learning_rate_scales(config: ModelConfig, params: PyTree) -> PyTree:

@@ -106,7 +106,7 @@ class Transformer(nn.Module):
             return AlibiBias(jnp.asarray(alibi_slopes(c.num_heads)))
         if c.position == "relative":
             table = RelativeTable(c, name="relative_bias")()
-            return RelativeBias(table, c.attention == "bidirectional", c.relative_max_distance)
+            return RelativeBias(table, c.attention != "causal", c.relative_max_distance)
         return None
 
     def _layers(
