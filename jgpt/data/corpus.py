@@ -1,9 +1,9 @@
 """All sources of a run, cleaned and split into a training and a validation side.
 
 A document belongs to the validation side when the 64-bit hash of its cleaned text, as a fraction of
-2**64, lies below `data.validation_fraction`: identical texts are never on both sides, whatever their
-order, source or process. Sources with an index are cleaned once into a `Store`; the microworld is
-generated as it is read; Hugging Face datasets are cleaned as they stream.
+2**64, lies below `data.validation_fraction`: identical texts are never on both sides, whatever
+their order, source or process. Sources with an index are cleaned once into a `Store`; the
+microworld is generated as it is read; Hugging Face datasets are cleaned as they stream.
 """
 
 import dataclasses
@@ -176,7 +176,7 @@ class Corpus:
                 yield text
 
     def validation_texts(self) -> list[str]:
-        """At most `validation_documents` texts of the validation side, by weight from each source."""
+        """At most `validation_documents` texts of the validation side, by weight from each."""
         texts = []
         for source, weight in zip(self.sources, self.weights, strict=True):
             most = max(1, round(weight * self.validation_documents))
@@ -267,11 +267,11 @@ def _check_sides(sources: list[Collection], config: DataConfig) -> None:
     for source in sources:
         if not len(source):
             raise DataError(
-                f"{source.name}: data.validation_fraction={fraction} leaves no document to train on; "
-                "lower it or add documents"
+                f"{source.name}: data.validation_fraction={fraction} leaves no document to "
+                "train on; lower it or add documents"
             )
     if fraction > 0 and all(next(s.validation_texts(), None) is None for s in sources):
         raise DataError(
-            f"data.validation_fraction={fraction} of {sum(map(len, sources))} documents leaves none "
-            "to validate on; raise it, or set it to 0 to train without validation"
+            f"data.validation_fraction={fraction} of {sum(map(len, sources))} documents leaves "
+            "none to validate on; raise it, or set it to 0 to train without validation"
         )

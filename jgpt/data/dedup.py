@@ -1,8 +1,9 @@
 """Exact and near-duplicate removal; the first of a group of equal texts stays.
 
 Near-duplicates by MinHash (Broder 1997) over character 5-grams with banded locality-sensitive
-hashing (Indyk & Motwani 1998; Leskovec et al., Mining of Massive Datasets, section 3.4). All hashing
-is fixed 64-bit arithmetic: results do not depend on the process, the platform or Python's `hash()`.
+hashing (Indyk & Motwani 1998; Leskovec et al., Mining of Massive Datasets, section 3.4). All
+hashing is fixed 64-bit arithmetic: results do not depend on the process, the platform or Python's
+`hash()`.
 """
 
 import hashlib
@@ -46,7 +47,7 @@ _MULTIPLIERS = _mix(np.arange(NUM_HASHES, dtype=np.uint64)) | np.uint64(1)
 
 
 def minhash(hashes: np.ndarray) -> np.ndarray:
-    """[NUM_HASHES] uint32 signature; the share of equal entries estimates the Jaccard similarity."""
+    """[NUM_HASHES] uint32 signature; the share of equal entries estimates Jaccard similarity."""
     signature = np.full(NUM_HASHES, np.uint64(2**64 - 1))
     for start in range(0, len(hashes), _CHUNK):
         chunk = hashes[start : start + _CHUNK, None] * _MULTIPLIERS

@@ -1,8 +1,9 @@
 """Documents to rows of a fixed length: cut up, fitted in whole, or one a row.
 
-A document of n tokens, `bos` and `eos` included, gives n - 1 training positions (each token predicts
-the next). A `Segment` is a run of positions of one document; a row is a list of segments of at most
-`length` positions in all. Packers hold rows that are still open; their state can be saved.
+A document of n tokens, `bos` and `eos` included, gives n - 1 training positions (each token
+predicts the next). A `Segment` is a run of positions of one document; a row is a list of segments
+of at most `length` positions in all. Packers hold rows that are still open; their state can be
+saved.
 """
 
 import abc
@@ -33,7 +34,7 @@ class Segment(NamedTuple):
         return len(self.tokens) - 1
 
     def part(self, start: int, end: int) -> "Segment":
-        """Positions `start` to `end`, with their share of the characters (shares add up exactly)."""
+        """Positions `start` to `end`, with their share of the characters (shares add up)."""
         size = self.size
         share = self.characters * end // size - self.characters * start // size
         return Segment(self.tokens[start : end + 1], share)
@@ -102,9 +103,10 @@ class SplitPacker(Packer):
 class BestFitPacker(Packer):
     """Whole documents into the open row where they leave least room (Ding et al. 2024, best fit).
 
-    A document longer than a row is cut into full rows; its remainder is placed like a short document.
-    A row is finished when it is full to within `length // 64`, or, with more than `open_rows` of them
-    open, when it is the fullest. Equal rows: the one that reached its size first.
+    A document longer than a row is cut into full rows; its remainder is placed like a short
+    document. A row is finished when it is full to within `length // 64`, or, with more than
+    `open_rows` of them open, when it is the fullest. Equal rows: the one that reached its size
+    first.
     """
 
     def __init__(self, length: int, open_rows: int):

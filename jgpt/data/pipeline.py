@@ -1,10 +1,10 @@
 """Batches for training and validation: Grain around the virtual shards.
 
-`training_batches` gives the same global batches whatever the number of processes and workers, and its
-state, merged over processes, continues them exactly under any other number. Rows are made in a Grain
-worker process (`data.workers` > 0) or thread; every batch travels with its step number and, now and
-then, with a snapshot of the shards it came from, so that what was prefetched is never part of the
-state.
+`training_batches` gives the same global batches whatever the number of processes and workers, and
+its state, merged over processes, continues them exactly under any other number. Rows are made in
+a Grain worker process (`data.workers` > 0) or thread; every batch travels with its step number
+and, now and then, with a snapshot of the shards it came from, so that what was prefetched is
+never part of the state.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ from typing import Any
 
 import grain
 import numpy as np
+from absl import flags
 
 from jgpt.config import ConfigError, DataConfig
 from jgpt.data.corpus import Corpus, CorpusReport, open_corpus
@@ -79,7 +80,7 @@ class RowsDataset(grain.IterDataset):
         self.part, self.parts, self.start = part, parts, start
 
     def set_slice(self, sl: slice, sequential_slice: bool = False) -> None:
-        """Grain gives worker i of n `slice(i, None, n)`: it makes that share of this part's rows."""
+        """Grain gives worker i of n `slice(i, None, n)`: it makes that share of the rows."""
         self.part = self.part * sl.step + sl.start
         self.parts *= sl.step
 
@@ -88,7 +89,7 @@ class RowsDataset(grain.IterDataset):
 
 
 class RowsIterator(grain.DatasetIterator):
-    """Iterator of `RowsDataset`. Grain's own state is the step; restoring it packs from the start."""
+    """Iterator of `RowsDataset`. Grain's own state is the step; restoring it starts over."""
 
     def __init__(self, dataset: RowsDataset):
         super().__init__()
@@ -242,6 +243,8 @@ class BatchIterator(Iterator[Arrays]):
             self._corpus, self._tokenizer, self._config, index, count, self._start
         )
         if self._config.workers:
+            if not flags.FLAGS.is_parsed():  # a notebook or test; Grain reads absl flags
+                flags.FLAGS.mark_as_parsed()
             options = grain.MultiprocessingOptions(
                 num_workers=self._config.workers, per_worker_buffer_size=self._config.prefetch
             )
@@ -290,15 +293,16 @@ class BatchIterator(Iterator[Arrays]):
         """Continues after the batch that followed `state`; it may come from other processes.
 
         Raises:
-            DataError: the state belongs to another corpus, tokenizer or batch shape, or lacks shards
+            DataError: the state belongs to another corpus, tokenizer or batch shape, or lacks
+            shards
                 that this process reads.
         """
         here = identity(self._corpus, self._tokenizer, self._config)
         for name, value in here.items():
             if state["identity"].get(name) != value:
                 raise DataError(
-                    f"the saved data state was made with {name}={state['identity'].get(name)!r}, now "
-                    f"it is {value!r}; restore the setting or start a new workdir"
+                    f"the saved data state was made with {name}={state['identity'].get(name)!r}, "
+                    f"now it is {value!r}; restore the setting or start a new workdir"
                 )
         shards = {int(k): ShardState.from_json(v) for k, v in state["shards"].items()}
         lacking = shards_of(*self._process, self._config) - shards.keys()
@@ -327,7 +331,8 @@ def training_batches(
     """Rows [p * B / P, (p + 1) * B / P) of every global batch, for process p of P.
 
     Args:
-        tokenizer: `encode_batch`, `bos_id`, `eos_id`, `pad_id`, `unk_id`, `fingerprint`; picklable if
+        tokenizer: `encode_batch`, `bos_id`, `eos_id`, `pad_id`, `unk_id`, `fingerprint`;
+        picklable if
             `config.workers` > 0.
 
     Raises:
@@ -396,15 +401,17 @@ def validation_batches(
 ) -> list[Arrays]:
     """Batches [batch_size / process_count, S] with every validation document exactly once.
 
-    Documents are fitted in whole (best fit over all rows; one a row with packing `none`), whatever the
-    training packing; the last batch is filled up with rows of weight 0. Empty without validation.
+    Documents are fitted in whole (best fit over all rows; one a row with packing `none`),
+    whatever the training packing; the last batch is filled up with rows of weight 0. Empty
+    without validation.
 
     Raises:
         ConfigError: `batch_size` is no multiple of `process_count`.
     """
     if batch_size % process_count:
         raise ConfigError(
-            f"the validation batch of {batch_size} rows cannot be shared by {process_count} processes"
+            f"the validation batch of {batch_size} rows cannot be shared by "
+            f"{process_count} processes"
         )
     texts = corpus.validation_texts()
     length = config.sequence_length

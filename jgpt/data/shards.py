@@ -1,9 +1,10 @@
 """Virtual shards: the fixed streams of packed rows that processes and workers share out.
 
-Documents of a source form one endless sequence, epoch after epoch, each epoch in an order of its own.
-Document number g of that sequence belongs to virtual shard g % V, so the shards walk through every
-epoch together, whatever the number of processes. A shard tokenises its documents, packs them, and can
-save its place: documents taken from each source, tokens spent, and the rows that are still open.
+Documents of a source form one endless sequence, epoch after epoch, each epoch in an order of its
+own. Document number g of that sequence belongs to virtual shard g % V, so the shards walk through
+every epoch together, whatever the number of processes. A shard tokenises its documents, packs
+them, and can save its place: documents taken from each source, tokens spent, and the rows that
+are still open.
 """
 
 import time
@@ -23,7 +24,7 @@ from jgpt.data.transforms import document_segment
 
 REFILL_CHARACTERS = 8192
 REFILL_DOCUMENTS = 64
-"""A shard tokenises about so much at a time: batches are faster, but the first row must not wait."""
+"""A shard tokenises about so much at once: batches are fast, but the first row must not wait."""
 
 
 class EndOfData(Exception):
@@ -31,7 +32,8 @@ class EndOfData(Exception):
 
 
 class DocumentOrder:
-    """The endless sequence of a source with an index: shuffled anew each epoch (Grain's index shuffle).
+    """The endless sequence of a source with an index: shuffled anew each epoch (Grain's index
+    shuffle).
 
     Args:
         epochs: after so many `EndOfData` is raised; 0 for no end.
@@ -133,9 +135,9 @@ class _Reader:
 class VirtualShard:
     """An endless (or, with `epochs`, finite) stream of packed rows.
 
-    Sources take turns by stride scheduling: the one with the fewest tokens for its weight is next, so
-    the shares of tokens follow the weights. Each shard starts its turns at a random phase, or the
-    first batch would hold a document of the rarest source in every row.
+    Sources take turns by stride scheduling: the one with the fewest tokens for its weight is
+    next, so the shares of tokens follow the weights. Each shard starts its turns at a random
+    phase, or the first batch would hold a document of the rarest source in every row.
 
     Attributes:
         counts: what was taken; the owner may take them away and put zeros.
@@ -248,9 +250,10 @@ def _seed(seed: int, source: int) -> int:
 def rows_of_part(step: int, part: int, parts: int, config: DataConfig) -> Sequence[int]:
     """Virtual shards, in row order, that give part `part` of `parts` of the batch of a step.
 
-    With k = max(1, batch_size / V) rows of each shard side by side, global row n = step * batch_size
-    + r comes from shard (n // k) % V. A shard's rows are always asked for in order, and for
-    given `parts` always by the same part (batch_size and V divide one another, parts divides both).
+    With k = max(1, batch_size / V) rows of each shard side by side, global row n = step *
+    batch_size + r comes from shard (n // k) % V. A shard's rows are always asked for in order,
+    and for given `parts` always by the same part (batch_size and V divide one another, parts
+    divides both).
     """
     size = config.batch_size // parts
     side_by_side = max(1, config.batch_size // config.virtual_shards)

@@ -61,7 +61,8 @@ def parse_sources(text: str) -> list[SourceSpec]:
     """The sources of `data.sources`: comma-separated `KIND:PATH@WEIGHT`; kind and weight optional.
 
     Raises:
-        DataError: an unknown kind or ending, a bad weight, or an environment variable that is not set.
+        DataError: an unknown kind or ending, a bad weight, or an environment variable that is not
+        set.
     """
     specs = [_parse_source(part.strip()) for part in text.split(",") if part.strip()]
     if not specs:
@@ -111,8 +112,8 @@ def expand_variables(text: str) -> str:
         name = match[1] or match[2]
         if not os.environ.get(name):
             raise DataError(
-                f"the environment variable {name} is not set, but data.sources uses it in {text!r}; "
-                f"export {name}=/path/to/folder"
+                f"the environment variable {name} is not set, but data.sources uses it in "
+                f"{text!r}; export {name}=/path/to/folder"
             )
         return os.environ[name]
 
@@ -130,8 +131,8 @@ def kind_by_ending(path: str) -> str:
         if name.endswith(ending):
             return kind
     raise DataError(
-        f"data.sources: cannot tell the kind of {path!r} by its ending; write KIND:PATH with a kind "
-        f"of {', '.join(KINDS)}"
+        f"data.sources: cannot tell the kind of {path!r} by its ending; write KIND:PATH "
+        f"with a kind of {', '.join(KINDS)}"
     )
 
 
@@ -178,7 +179,7 @@ def read_documents(spec: SourceSpec, config: DataConfig, bad: BadRecords) -> Ite
 
 
 def file_identities(spec: SourceSpec) -> list[dict[str, Any]]:
-    """Name, size, time of change, and a hash of both ends of each file: what tells a new version."""
+    """Name, size, time of change and a hash of both ends of each file: tells a new version."""
     return [_file_identity(path) for path in find_files(spec)]
 
 

@@ -1,8 +1,9 @@
 """A cleaned corpus on disk: written once, then read at random through memory maps.
 
-A store is a folder: `text.bin` (all texts in UTF-8, one after the other), `offsets.npy` ([n + 1] int64
-bytes), `hashes.npy` ([n] uint64 of the texts, which decide the validation split) and `report.json`.
-It is written under another name and renamed, so that a folder with the final name is complete.
+A store is a folder: `text.bin` (all texts in UTF-8, one after the other), `offsets.npy` ([n + 1]
+int64 bytes), `hashes.npy` ([n] uint64 of the texts, which decide the validation split) and
+`report.json`. It is written under another name and renamed, so that a folder with the final name
+is complete.
 """
 
 import functools
@@ -38,7 +39,8 @@ def cache_folder(configured: str) -> Path:
             pass
     except OSError as error:
         raise DataError(
-            f"cannot write the cache folder {folder} ({error.strerror}); set data.cache or $JGPT_CACHE"
+            f"cannot write the cache folder {folder} ({error.strerror}); set data.cache or "
+            "$JGPT_CACHE"
         ) from error
     return folder
 

@@ -1,10 +1,11 @@
 """Pure functions that clean Japanese text; `cleaning.clean` runs them over documents and counts.
 
-What NFKC would spoil is kept. Unicode's NFKC is meant for comparing, not for writing: it turns … into
-three full stops, ～ into ~, the ideographic space that opens a paragraph into a blank, 10² into 102 and
-① into 1. `normalize_nfkc` therefore applies it to everything but `KEPT`. What it still does: full-width
-letters and digits become ASCII, half-width katakana become full width (with their voice marks), and
-compatibility characters (㌔, ㈱, ﬁ, no-break space) become what they stand for.
+What NFKC would spoil is kept. Unicode's NFKC is meant for comparing, not for writing: it turns …
+into three full stops, ～ into ~, the ideographic space that opens a paragraph into a blank, 10²
+into 102 and ① into 1. `normalize_nfkc` therefore applies it to everything but `KEPT`. What it
+still does: full-width letters and digits become ASCII, half-width katakana become full width
+(with their voice marks), and compatibility characters (㌔, ㈱, ﬁ, no-break space) become what
+they stand for.
 """
 
 import re
@@ -72,9 +73,9 @@ def strip_control(text: str) -> str:
 def strip_aozora(text: str) -> str:
     """Aozora Bunko's marks: ruby, annotations, the key to them, and the colophon.
 
-    `｜漢字《かんじ》` and `漢字《かんじ》` become 漢字 (an unmarked base must be kanji, and its reading
-    kana, so that 《 》 as quotation marks stay); `［＃...］` goes, unless it names a character outside
-    JIS by its code point, `※［＃「...」、U+5DE2、...］`, which takes its place.
+    `｜漢字《かんじ》` and `漢字《かんじ》` become 漢字 (an unmarked base must be kanji, and its
+    reading kana, so that 《 》 as quotation marks stay); `［＃...］` goes, unless it names a
+    character outside JIS by its code point, `※［＃「...」、U+5DE2、...］`, which takes its place.
     """
     if "《" in text:
         text = _RUBY.sub("", _RUBY_MARKED.sub(r"\1", text))
@@ -91,7 +92,7 @@ def _gaiji_character(note: re.Match) -> str:
 
 
 def strip_blank(text: str) -> str:
-    """Without blank lines before the text and white space after it; the first line's indent stays."""
+    """Without blank lines before the text and white space after it; the first indent stays."""
     return _LEADING_BLANK_LINES.sub("", text).rstrip()
 
 
@@ -134,7 +135,8 @@ def _ratio(pattern: re.Pattern, text: str) -> float:
 
 
 def cut_at_sentences(text: str, max_characters: int) -> list[str]:
-    """Pieces of at most `max_characters`, joined equal to `text`, cut after sentences where possible.
+    """Pieces of at most `max_characters`, joined equal to `text`, cut after sentences where
+    possible.
 
     A sentence longer than that is cut where it must be.
     """
