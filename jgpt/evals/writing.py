@@ -1,0 +1,82 @@
+"""Text written by a model, ready to be shown and judged."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+
+from jgpt.config import ModelConfig, SampleConfig
+from jgpt.inference.generate import Generator, pad_prompts
+from jgpt.models import apply, init_cache, restack
+from jgpt.tokenizers import Tokenizer
+from jgpt.typing import PyTree
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One text: what was given, and what the model wrote after it."""
+
+    prompt: str
+    text: str
+    finished: bool
+    """False where the limit of tokens cut it off"""
+    dropped_bytes: int
+    """bytes the model wrote that form no character; they are not in `text`"""
+
+
+def make_generator(
+    model: ModelConfig, sample: SampleConfig, tokenizer: Tokenizer, chunk: int = 32
+) -> Generator:
+    """A `Generator` for this model and tokenizer. It never draws pad, unk or bos."""
+    silent = {tokenizer.pad_id, tokenizer.unk_id, tokenizer.bos_id} - {tokenizer.eos_id}
+    return Generator(
+        partial(apply, model),
+        partial(init_cache, model),
+        sample,
+        vocab_size=model.vocab_size,
+        max_length=model.max_length,
+        eos_id=tokenizer.eos_id,
+        forbidden=tuple(sorted(silent)),
+        chunk=chunk,
+    )
+
+
+class Writer:
+    """Writes samples; the same settings and weights give the same text."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        sample: SampleConfig,
+        tokenizer: Tokenizer,
+        rows_multiple: int = 1,
+    ):
+        """
+        Args:
+            model: the architecture.
+            sample: prompts (taken in turn), length, and how tokens are drawn.
+            tokenizer: of the model.
+            rows_multiple: rows are made a multiple of this (the parts that a mesh cuts them into).
+        """
+        self._model = model
+        self._sample = sample
+        self._tokenizer = tokenizer
+        self._rows_multiple = rows_multiple
+        self._generate = make_generator(model, sample, tokenizer, chunk=sample.max_new_tokens)
+        self._unroll = jax.jit(lambda params: restack(params, model, scan=False))
+
+    def write(self, variables: PyTree, number: int) -> list[Sample]:
+        """`number` texts, over the prompts in turn."""
+        rows = -(-number // self._rows_multiple) * self._rows_multiple
+        prompts = [self._sample.prompts[i % len(self._sample.prompts)] for i in range(rows)]
+        bos = self._tokenizer.bos_id
+        tokens, lengths = pad_prompts([[bos, *self._tokenizer.encode(p)] for p in prompts])
+        variables = {**variables, "params": self._unroll(variables["params"])}
+        key = jax.random.key(self._sample.seed)
+        written = self._generate(variables, tokens, lengths, key)
+        return [self._read(p, ids) for p, ids in zip(prompts[:number], written)]
+
+    def _read(self, prompt: str, ids: list[int]) -> Sample:
+        stream = self._tokenizer.streamer()
+        text = "".join([*map(stream.push, ids), stream.finish()])
+        return Sample(prompt, text, len(ids) < self._sample.max_new_tokens, stream.dropped_bytes)

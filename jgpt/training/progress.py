@@ -1,0 +1,64 @@
+"""What a run shows while it goes on: a bar on a terminal, plain lines elsewhere."""
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+def summary(figures: Mapping[str, Any]) -> str:
+    """The figures worth a glance, in one line."""
+    parts = [f"loss {figures['loss']:.4f}"]
+    if "learning_rate" in figures:
+        parts.append(f"lr {figures['learning_rate']:.2e}")
+    if "tokens_per_second" in figures:
+        parts.append(f"{figures['tokens_per_second']:,.0f} tokens/s")
+    if "mfu" in figures:
+        parts.append(f"MFU {figures['mfu']:.1%}")
+    if "load_max_over_mean" in figures:
+        parts.append(f"load {figures['load_max_over_mean']:.2f}x")
+    if "data_wait_fraction" in figures:
+        parts.append(f"data wait {figures['data_wait_fraction']:.1%}")
+    return "  ".join(parts)
+
+
+class Display:
+    """Writes to standard output; silent in all processes but the first."""
+
+    def __init__(self, steps: int, active: bool = True):
+        self._steps = steps
+        self._console = Console(highlight=False, soft_wrap=True, quiet=not active)
+        self._bar: Progress | None = None
+        if active and sys.stdout.isatty():
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[figures]}"),
+                console=self._console,
+            )
+            self._task = self._bar.add_task("train", total=steps, figures="")
+
+    def __enter__(self) -> "Display":
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self._console.print(text, markup=False)
+
+    def step(self, step: int, figures: Mapping[str, Any] | None = None) -> None:
+        """Progress, with figures every so often."""
+        if self._bar:
+            shown = {"figures": summary(figures)} if figures else {}
+            self._bar.update(self._task, completed=step, **shown)
+        elif figures:
+            self.say(f"step {step:>{len(str(self._steps))}}/{self._steps}  {summary(figures)}")
