@@ -1,0 +1,251 @@
+"""Stories: chains of events in which each event is caused by what holds before it.
+
+An event is an operator on a small state, a set of facts about the hero's situation (Fikes and
+Nilsson 1971, STRIPS): it happens only where its needs hold, and it adds and removes facts. A
+story starts from a scene, goes on with events that use up what an earlier event brought about,
+and stops when nothing is left open. The events are data (``story_events``); this module chooses
+among them, keeps the cast (who, where, what) and tells them in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from jgpt.data.microworld import people, things
+from jgpt.data.microworld.conjugation import PLAIN, POLITE, Forms
+from jgpt.data.microworld.counters import count
+from jgpt.data.microworld.frames import Random, pick
+from jgpt.data.microworld.story_event import Event
+from jgpt.data.microworld.story_plans import ENDINGS, PLANS
+from jgpt.data.microworld.story_scenes import OPENINGS
+from jgpt.data.microworld.story_troubles import TROUBLES
+from jgpt.data.microworld.story_words import CONTESTS, STAGES
+from jgpt.data.microworld.world import WORLD
+
+_LONGEST = 9  # events before a story must end
+_EVENTS = (*TROUBLES, *PLANS, *ENDINGS)
+_BY_NAME = {event.name: event for event in (*OPENINGS, *_EVENTS)}
+_FOLLOWING = {
+    fact: tuple(event for event in _EVENTS if fact in event.needs)
+    for opening in (*OPENINGS, *_EVENTS)
+    for fact in sorted(opening.adds)
+}
+# Phrases for an ending, by the stage that the story's time has reached.
+_EVENINGS = (
+    ("その日の夕方", "日が暮れるころ", "その晩", "夜になって"),
+    ("その日の夕方", "日が暮れるころ", "その晩", "夜になって"),
+    ("その晩", "夜になって", "寝る前に"),
+    ("その夜遅く", "寝る前に"),
+    ("その日の夜", "その晩", "寝る前に"),
+    ("その日の夜", "その晩", "寝る前に"),
+)
+
+
+class Story(NamedTuple):
+    """A told story and the names of its events, in order."""
+
+    text: str
+    trace: tuple[str, ...]
+
+
+def holds(trace: Iterable[str]) -> bool:
+    """Whether every event of a trace had its causes: replays it on the state."""
+    facts: frozenset[str] = frozenset()
+    for name in trace:
+        event = _BY_NAME[name]
+        if not event.needs <= facts:
+            return False
+        facts = (facts - event.removes) | event.adds
+    return True
+
+
+def plan(random: Random) -> tuple[Event, ...]:
+    """Chooses a chain of events; each but the first uses a fact that an earlier one added."""
+    event = pick(OPENINGS, random)
+    chain = [event]
+    facts = set(event.adds)
+    while len(chain) < _LONGEST:
+        # The newest facts first: a story goes on from what has just happened.
+        newest = [candidate for fact in sorted(event.adds) for candidate in _FOLLOWING[fact]]
+        possible = _possible(newest, facts, chain)
+        if not possible:
+            older = [candidate for fact in sorted(facts) for candidate in _FOLLOWING[fact]]
+            possible = _possible(older, facts, chain)
+        if not possible:
+            break
+        event = possible[int(random() * len(possible))]
+        chain.append(event)
+        facts -= event.removes
+        facts |= event.adds
+        if event.is_ending:
+            break
+    return tuple(chain)
+
+
+def _possible(candidates: list[Event], facts: set, chain: list[Event]) -> list[Event]:
+    return [event for event in candidates if event.needs <= facts and event not in chain]
+
+
+def make_cast(random: Random) -> dict:
+    """Who and what a story is about; goods are sold in the shop named, at their price."""
+    person = pick(WORLD.people, random)
+    town = WORLD.town_by_name[person.town]
+    friend, other = _neighbours(person, random)
+    far_town = pick(tuple(place for place in WORLD.towns if place is not town), random)
+    thing = pick(_DESIRABLE[town.name], random)
+    saved = max(10, int(thing.price * (0.3 + 0.5 * random())) // 10 * 10)
+    food = pick(_FOODS, random)
+    contest = pick(tuple(CONTESTS), random)
+    retired = person.job == people.RETIRED
+    cast = {
+        "friend_name": friend.name,
+        "friend": pick(_FRIEND_OF, random) + friend.name,
+        "friend2": other.name,
+        "kin": _kin(person, random),
+        "town": town.name,
+        "festival": town.festival,
+        "far_town": far_town.name,
+        "far_sight": far_town.sight,
+        "shop": thing.shop,
+        "thing": thing.name,
+        "price": thing.price,
+        "saved": saved,
+        "short": thing.price - saved,
+        "food_shop": food.shop,
+        "food": food.name,
+        "food_counted": f"{food.name}を{count(1 + int(random() * 5), food.counter)}",
+        "contest": contest,
+        "duty": "学校" if person.is_child else "集会所" if retired else "仕事場",
+        "duty_off": "学校" if person.is_child else "集まり" if retired else "仕事",
+    }
+    _name_hero(cast, person, random)
+    return cast
+
+
+_FRIEND_OF = ("友達の", "近所に住む", "同じ町の")
+_FOODS = tuple(thing for thing in WORLD.things if thing.shop in ("パン屋", "菓子屋", "果物屋"))
+
+
+_DESIRABLE = {
+    town.name: tuple(
+        thing for thing in WORLD.things if thing.price >= 750 and thing.shop in town.places
+        and thing.category not in things.FOOD_CATEGORIES + things.RAW_FOOD_CATEGORIES
+    )
+    for town in WORLD.towns
+}
+
+
+def _neighbours(person: people.Person, random: Random) -> tuple[people.Person, people.Person]:
+    """Two others of the same town who are not of the family."""
+    others = _OTHERS[person.name]
+    first = pick(others, random)
+    second = pick(others, random)
+    while second is first:
+        second = pick(others, random)
+    return first, second
+
+
+_OTHERS = {
+    person.name: tuple(
+        other
+        for other in WORLD.people_of_town[person.town]
+        if other.household != person.household
+    )
+    for person in WORLD.people
+}
+_KIN = {
+    person.name: tuple(
+        kin
+        for other in WORLD.households[person.household]
+        if (kin := people.relation(person, other)) and kin != "孫"
+    )
+    for person in WORLD.people
+}
+
+
+def _kin(person: people.Person, random: Random) -> str:
+    """A member of the hero's family, as the world has it."""
+    return pick(_KIN[person.name], random)
+
+
+def _name_hero(cast: dict, person: people.Person, random: Random) -> None:
+    """How the hero is introduced and called: one story in five is told by the hero."""
+    if random() < 0.2:
+        me = "私" if person.sex == "女" or random() < 0.5 else "僕"
+        cast.update(hero=me, who=me, called=me)
+        return
+    name, town = person.name, person.town
+    has_job = person.job != people.RETIRED
+    job = f"{person.job}の{name}" if has_job else name
+    cast.update(
+        hero=name,
+        who=pick((f"{town}の{name}", f"{town}に住む{name}", f"{town}に住む{job}", job), random),
+        called=pick((name, job), random),
+    )
+
+
+def tell(chain: tuple[Event, ...], cast: dict, random: Random, register: int) -> list[str]:
+    """The sentences of a chain of events, in order."""
+    cast["practice"] = Forms(CONTESTS[cast["contest"]], register)
+    told, stage, subject_is_hero = [], 0, False
+    kept: set[str] = set()
+    previous: Event | None = None
+    for event in chain:
+        frame = pick(event.told, random)
+        keys = frame.keys
+        if "topic" in keys:
+            named = not subject_is_hero or random() < 0.5
+            cast["topic"] = cast["hero"] + "は" if named else ""
+        if "link" in keys:
+            caused = previous is not None and not event.needs.isdisjoint(previous.adds)
+            cast["link"] = pick(_LINKS, random) if caused and random() < 0.55 else ""
+        if "then" in keys:
+            stage = min(stage + int(random() * 2.2), len(STAGES) - 1)
+            cast["then"] = pick(STAGES[stage], random)
+        if "next_day" in keys:
+            cast.pop("next_day", None)  # drawn anew: a story may have several next days
+            stage = max(stage, 4)
+        if "memory" in keys:
+            cast["memory"] = pick(_memories(cast, kept), random)
+        if "evening" in keys:
+            cast["evening"] = pick(_EVENINGS[stage], random)
+            stage = max(stage, 3)
+        told.append(frame.write(cast, random, register))
+        kept |= keys
+        if "friend" in keys:
+            cast["friend"] = cast["friend_name"]
+        subject_is_hero = previous is None or "topic" in keys
+        previous = event
+    return told
+
+
+def _memories(cast: dict, told: set[str]) -> tuple[str, ...]:
+    """What the hero can look back on: only what the story has told."""
+    memories = [f"{cast[key]}のこと" for key in _REMEMBERED if key in told]
+    if "friend" in told:
+        friend = cast["friend_name"]
+        memories += (f"{friend}の{what}" for what in ("親切", "言葉", "笑顔"))
+        memories.append(f"{friend}と過ごした時間")
+    if "far_town" in told:
+        memories.append(f"{cast['far_town']}での出来事")
+    return tuple(memories) or ("その日の出来事",)
+
+
+_REMEMBERED = ("stray", "gadget", "contest", "thing", "lost", "festival")
+_LINKS = ("それで、", "そこで、", "だから、", "そのため、")
+
+
+def story(random: Random) -> Story:
+    """One story: plain or polite, in one paragraph or two."""
+    register = PLAIN if random() < 0.5 else POLITE
+    chain = plan(random)
+    told = tell(chain, make_cast(random), random, register)
+    break_at = 2 + int(random() * (len(told) - 1)) if len(told) > 5 else len(told)
+    paragraphs = ("".join(told[:break_at]), "".join(told[break_at:]))
+    return Story("\n".join(part for part in paragraphs if part), tuple(e.name for e in chain))
+
+
+def make(random: Random) -> tuple[str, None, None]:
+    """A story as a document: it asks for nothing."""
+    return story(random).text, None, None
