@@ -110,50 +110,62 @@ def rejections(config: CleaningConfig) -> list[tuple[str, Callable[[str], bool]]
     return steps
 
 
+class Cleaner:
+    """The filters with their memory of earlier documents (deduplication) and their counts.
+
+    Order: the rewriting filters, the length and language filters, deduplication, then cutting at
+    `max_characters`. Empty documents are always removed.
+
+    Attributes:
+        report: counts so far.
+    """
+
+    def __init__(self, config: CleaningConfig, report: CleaningReport | None = None):
+        self.report = CleaningReport() if report is None else report
+        self._max_characters = config.max_characters
+        self._changes, self._rejections = changes(config), rejections(config)
+        for name, _ in [*self._changes, *self._rejections]:
+            self.report.count(name)
+
+    def clean(self, document: Document) -> list[Document]:
+        """The document cleaned: none, one, or its pieces with the ids `ID#0`, `ID#1`, ..."""
+        self.report.documents_in += 1
+        self.report.characters_in += len(document.text)
+        text = self._rewritten(document.text)
+        if self._rejected(text):
+            return []
+        self.report.characters_out += len(text)
+        pieces = _pieces(document._replace(text=text), self._max_characters)
+        self.report.documents_out += len(pieces)
+        return pieces
+
+    def _rewritten(self, text: str) -> str:
+        for name, change in self._changes:
+            changed = change(text)
+            if changed != text:
+                count = self.report.filters[name]
+                count.changed += 1
+                count.characters += len(text) - len(changed)
+                text = changed
+        return text
+
+    def _rejected(self, text: str) -> bool:
+        for name, rejects in self._rejections:
+            if rejects(text):
+                count = self.report.filters[name]
+                count.documents += 1
+                count.characters += len(text)
+                return True
+        return False
+
+
 def clean(
     documents: Iterable[Document], config: CleaningConfig, report: CleaningReport | None = None
 ) -> Iterator[Document]:
-    """Cleaned documents in their order, long ones in pieces; counts go to `report`.
-
-    Order: the rewriting filters, the length and language filters, deduplication (over all documents
-    of this call), then cutting at `max_characters`. Empty documents are always removed. Pieces get
-    the ids `ID#0`, `ID#1`, ...
-    """
-    report = CleaningReport() if report is None else report
-    change_steps, reject_steps = changes(config), rejections(config)
-    for name, _ in [*change_steps, *reject_steps]:
-        report.count(name)
+    """Cleaned documents in their order, long ones in pieces; counts go to `report`."""
+    cleaner = Cleaner(config, report)
     for document in documents:
-        report.documents_in += 1
-        report.characters_in += len(document.text)
-        text = _rewritten(document.text, change_steps, report)
-        if _rejected(text, reject_steps, report):
-            continue
-        for piece in _pieces(document._replace(text=text), config.max_characters):
-            report.documents_out += 1
-            report.characters_out += len(piece.text)
-            yield piece
-
-
-def _rewritten(text: str, steps: list, report: CleaningReport) -> str:
-    for name, change in steps:
-        changed = change(text)
-        if changed != text:
-            count = report.filters[name]
-            count.changed += 1
-            count.characters += len(text) - len(changed)
-            text = changed
-    return text
-
-
-def _rejected(text: str, steps: list, report: CleaningReport) -> bool:
-    for name, rejects in steps:
-        if rejects(text):
-            count = report.filters[name]
-            count.documents += 1
-            count.characters += len(text)
-            return True
-    return False
+        yield from cleaner.clean(document)
 
 
 def _pieces(document: Document, max_characters: int) -> list[Document]:

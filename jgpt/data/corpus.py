@@ -19,32 +19,29 @@ import numpy as np
 from jgpt.config import DataConfig
 from jgpt.data import microworld
 from jgpt.data.cleaning import CleaningReport, clean
-from jgpt.data.dedup import text_hash
 from jgpt.data.document import Document
 from jgpt.data.records import BadRecords, DataError
 from jgpt.data.sources import SourceSpec, file_identities, parse_sources, read_documents
+from jgpt.data.split import is_validation, validation_bound
 from jgpt.data.store import Store, cache_folder, store_key, write_store
+from jgpt.data.stream import StreamTexts
 
 
-class Collection(Protocol):
-    """A source with an index: `texts[i]` for i in range(len(texts)).
+class Source(Protocol):
+    """One source, cleaned and split.
 
-    Indexing gives None for a document that is kept for validation.
+    Sources with an index also have `len()` and `[index]`, which gives the text, or None for a
+    document that is kept for validation.
     """
 
     name: str
     fingerprint: str
 
-    def __len__(self) -> int: ...
+    def training_texts(self) -> Iterator[str]:
+        """Texts of the training side once, in the source's own order."""
 
-    def __getitem__(self, index: int) -> str | None: ...
-
-    def validation_texts(self) -> Iterator[str]: ...
-
-
-def validation_bound(fraction: float) -> int:
-    """Texts whose 64-bit hash is below this are kept for validation."""
-    return int(fraction * 2**64)
+    def validation_texts(self) -> Iterator[str]:
+        """Texts of the validation side."""
 
 
 class StoredTexts:
@@ -65,6 +62,9 @@ class StoredTexts:
 
     def __getitem__(self, index: int) -> str:
         return self._store[self._training[index]]
+
+    def training_texts(self) -> Iterator[str]:
+        return (self[index] for index in range(len(self)))
 
     def validation_texts(self) -> Iterator[str]:
         return (self._store[index] for index in self._validation)
@@ -92,21 +92,22 @@ class GeneratedTexts:
         self.name = name
         self.fingerprint = hashlib.sha256(f"{name} {documents[0].text}".encode()).hexdigest()[:16]
         self._documents = documents
-        self._bound = validation_bound(fraction)
+        self._fraction = fraction
 
     def __len__(self) -> int:
         return len(self._documents)
 
-    def _is_validation(self, text: str) -> bool:
-        return text_hash(text.encode()) < self._bound
-
     def __getitem__(self, index: int) -> str | None:
         text = self._documents[index].text
-        return None if self._is_validation(text) else text
+        return None if is_validation(text, self._fraction) else text
+
+    def training_texts(self) -> Iterator[str]:
+        texts = (self[index] for index in range(len(self)))
+        return (text for text in texts if text is not None)
 
     def validation_texts(self) -> Iterator[str]:
-        texts = (self._documents[index].text for index in range(len(self)))
-        return (text for text in texts if self._is_validation(text))
+        texts = (document.text for document in self._documents)
+        return (text for text in texts if is_validation(text, self._fraction))
 
 
 @dataclass
@@ -141,14 +142,14 @@ class Corpus:
     """The sources of a run, ready to be read. Picklable, for worker processes.
 
     Attributes:
-        sources: one collection per source.
+        sources: in the order of `data.sources`.
         weights: their shares of the training tokens; sum to 1.
         validation_documents: at most so many are scored.
         report: counts.
         fingerprint: tells corpora apart: texts, split, weights.
     """
 
-    sources: list[Collection]
+    sources: list[Source]
     weights: list[float]
     validation_documents: int
     report: CorpusReport
@@ -160,10 +161,7 @@ class Corpus:
         Sources take turns by weight (counted in characters) until all are exhausted, so that the
         start of the iteration is a fair sample of the mixture.
         """
-        readers = [
-            (text for index in range(len(source)) if (text := source[index]) is not None)
-            for source in self.sources
-        ]
+        readers = [source.training_texts() for source in self.sources]
         spent = [0.0] * len(readers)
         left = set(range(len(readers)))
         while left:
@@ -201,11 +199,14 @@ def open_corpus(config: DataConfig) -> Corpus:
     return Corpus(sources, weights, config.validation_documents, report, fingerprint)
 
 
-def _open_source(spec: SourceSpec, config: DataConfig, report: CorpusReport) -> Collection:
+def _open_source(spec: SourceSpec, config: DataConfig, report: CorpusReport) -> Source:
     if spec.kind == "microworld":
         report.add(config.microworld_documents, None)
         documents = MicroworldDocuments(config.microworld_documents)
         return GeneratedTexts(documents, spec.name, config.validation_fraction)
+    if spec.kind == "huggingface":
+        report.add(None, None)
+        return StreamTexts(spec, config)
     return _open_files(spec, config, report)
 
 
@@ -262,16 +263,16 @@ def _why_empty(spec: SourceSpec, bad: BadRecords, cleaning: CleaningReport) -> s
     return f"{spec.name} holds no document; is the file empty?"
 
 
-def _check_sides(sources: list[Collection], config: DataConfig) -> None:
+def _check_sides(sources: list[Source], config: DataConfig) -> None:
     fraction = config.validation_fraction
     for source in sources:
-        if not len(source):
+        if next(source.training_texts(), None) is None:
             raise DataError(
                 f"{source.name}: data.validation_fraction={fraction} leaves no document to "
                 "train on; lower it or add documents"
             )
     if fraction > 0 and all(next(s.validation_texts(), None) is None for s in sources):
         raise DataError(
-            f"data.validation_fraction={fraction} of {sum(map(len, sources))} documents leaves "
-            "none to validate on; raise it, or set it to 0 to train without validation"
+            f"data.validation_fraction={fraction} leaves no document to validate on; "
+            " raise it, or set it to 0 to train without validation"
         )

@@ -15,11 +15,6 @@ SHINGLE = 5
 _CHUNK = 2**14  # shingles hashed at a time: bounds memory to NUM_HASHES * 16 KiB * 8
 
 
-def text_hash(data: bytes) -> int:
-    """64-bit hash of a text in UTF-8, the same everywhere."""
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
-
-
 def shingle_hashes(text: str, size: int = SHINGLE) -> np.ndarray:
     """[n] uint64 distinct hashes of the character `size`-grams of `text`.
 

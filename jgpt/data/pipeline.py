@@ -17,9 +17,20 @@ from absl import flags
 
 from jgpt.config import ConfigError, DataConfig
 from jgpt.data.corpus import Corpus, CorpusReport, open_corpus
+from jgpt.data.order import make_order
 from jgpt.data.packing import BestFitPacker, NonePacker
 from jgpt.data.records import DataError
-from jgpt.data.shards import Counts, ShardState, VirtualShard, rows_of_part
+from jgpt.data.rows import (
+    Made,
+    RowsDataset,
+    Snapshot,
+    Start,
+    merge_bookmarks,
+    merge_snapshots,
+    shards_of,
+)
+from jgpt.data.shards import ShardState
+from jgpt.data.stats import Counts, PipelineStats
 from jgpt.data.transforms import Arrays, concatenate, document_segment, rows_to_arrays
 
 __all__ = [
@@ -33,173 +44,6 @@ __all__ = [
     "training_batches",
     "validation_batches",
 ]
-
-SNAPSHOT_STEPS = 16
-"""Steps between snapshots of the shards. Restoring replays the packing of fewer steps than this."""
-
-Snapshot = dict[int, ShardState]
-
-
-@dataclasses.dataclass
-class _Start:
-    """Where rows begin: shards as they were before `base_step`, then packed again up to `step`."""
-
-    base_step: int = 0
-    step: int = 0
-    shards: Snapshot = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass
-class _Made:
-    """Part of a batch with what the iterator's state needs to know.
-
-    Opaque to Grain, which would otherwise walk through the snapshot as through a tree of arrays.
-    """
-
-    step: int
-    arrays: Arrays
-    snapshot: Snapshot | None
-    counts: Counts
-    ended: bool
-
-
-class RowsDataset(grain.IterDataset):
-    """Part `part` of `parts` of every global batch, step after step; never ends by itself."""
-
-    def __init__(
-        self,
-        corpus: Corpus,
-        tokenizer: Any,
-        config: DataConfig,
-        part: int,
-        parts: int,
-        start: _Start,
-    ):
-        super().__init__()
-        self.corpus, self.tokenizer, self.config = corpus, tokenizer, config
-        self.part, self.parts, self.start = part, parts, start
-
-    def set_slice(self, sl: slice, sequential_slice: bool = False) -> None:
-        """Grain gives worker i of n `slice(i, None, n)`: it makes that share of the rows."""
-        self.part = self.part * sl.step + sl.start
-        self.parts *= sl.step
-
-    def __iter__(self) -> "RowsIterator":
-        return RowsIterator(self)
-
-
-class RowsIterator(grain.DatasetIterator):
-    """Iterator of `RowsDataset`. Grain's own state is the step; restoring it starts over."""
-
-    def __init__(self, dataset: RowsDataset):
-        super().__init__()
-        self._dataset = dataset
-        self._begin()
-
-    def _begin(self) -> None:
-        dataset = self._dataset
-        config, start = dataset.config, dataset.start
-        self._shards = {
-            index: VirtualShard(index, dataset.corpus, dataset.tokenizer, config)
-            for index in sorted(shards_of(dataset.part, dataset.parts, config))
-        }
-        for index, shard in self._shards.items():
-            if start.shards:
-                shard.restore(start.shards[index])
-        self._step = start.base_step
-        self._replay(start.step)
-
-    def _replay(self, step: int) -> None:
-        while self._step < step:
-            self._rows()
-            self._step += 1
-        self._take_counts()
-
-    def _rows(self) -> list:
-        indices = rows_of_part(
-            self._step, self._dataset.part, self._dataset.parts, self._dataset.config
-        )
-        return [self._shards[index].next_row() for index in indices]
-
-    def _take_counts(self) -> Counts:
-        total = Counts.zero(len(self._dataset.corpus.sources))
-        for shard in self._shards.values():
-            total.add(shard.counts)
-            shard.counts = Counts.zero(len(self._dataset.corpus.sources))
-        return total
-
-    def __next__(self) -> _Made:
-        snapshot = None
-        if self._step % SNAPSHOT_STEPS == 0:
-            snapshot = {index: shard.state() for index, shard in self._shards.items()}
-        rows = self._rows()
-        config = self._dataset.config
-        arrays = rows_to_arrays(
-            [row or [] for row in rows], config.sequence_length, self._dataset.tokenizer.pad_id
-        )
-        ended = all(shard.ended for shard in self._shards.values())
-        made = _Made(self._step, arrays, snapshot, self._take_counts(), ended)
-        self._step += 1
-        return made
-
-    def get_state(self) -> dict[str, int]:
-        return {"step": self._step}
-
-    def set_state(self, state: dict[str, int]) -> None:
-        self._begin()
-        self._replay(state["step"])
-
-
-@dataclasses.dataclass
-class PipelineStats:
-    """What this process's batches were made of, since the iterator was made or its state set.
-
-    Attributes:
-        sources: names, in the order of the lists.
-        counts: documents, characters, tokens, unk tokens per source; seconds tokenising.
-        targets: positions with a target.
-        positions: all positions, padding included.
-        epochs: how often the average source was read, over all processes.
-    """
-
-    sources: list[str]
-    sizes: list[int]
-    share: float
-    counts: Counts
-    targets: int = 0
-    positions: int = 0
-
-    @property
-    def documents(self) -> int:
-        return sum(self.counts.documents)
-
-    @property
-    def characters(self) -> int:
-        return sum(self.counts.characters)
-
-    @property
-    def tokens(self) -> int:
-        return sum(self.counts.tokens)
-
-    @property
-    def tokenize_seconds(self) -> float:
-        return self.counts.tokenize_seconds
-
-    @property
-    def padding_share(self) -> float:
-        """Positions without a target over all positions."""
-        return 1 - self.targets / self.positions if self.positions else 0.0
-
-    @property
-    def unknown_share(self) -> float:
-        """The unk token's share of the tokens."""
-        return sum(self.counts.unknown) / max(1, self.tokens)
-
-    @property
-    def epochs(self) -> list[float]:
-        """Per source: times it was read by all processes, as far as this one can tell."""
-        pairs = zip(self.counts.documents, self.sizes, strict=True)
-        return [documents / self.share / max(1, size) for documents, size in pairs]
 
 
 class BatchIterator(Iterator[Arrays]):
@@ -225,15 +69,15 @@ class BatchIterator(Iterator[Arrays]):
         self._workers = max(1, config.workers)
         check_parts(config, process_count)
         self._iterator: grain.DatasetIterator | None = None
-        self._begin(_Start())
+        self._begin(Start())
 
-    def _begin(self, start: _Start) -> None:
+    def _begin(self, start: Start) -> None:
         self.close()
         self._start = start
         self._step = start.step
         self.exhausted = False
         names = [source.name for source in self._corpus.sources]
-        sizes = [len(source) for source in self._corpus.sources]
+        sizes = [make_order(x, 0, self._config).size for x in self._corpus.sources]
         share = 1 / self._process[1]
         self.stats = PipelineStats(names, sizes, share, Counts.zero(len(names)))
 
@@ -267,10 +111,10 @@ class BatchIterator(Iterator[Arrays]):
     def _next_batch(self) -> Arrays:
         if self._iterator is None:
             self._iterator = self._grain_iterator()
-        parts: list[_Made] = [next(self._iterator) for _ in range(self._workers)]
+        parts: list[Made] = [next(self._iterator) for _ in range(self._workers)]
         if parts[0].snapshot is not None:
-            shards = {k: v for part in parts for k, v in part.snapshot.items()}
-            self._start = _Start(parts[0].step, parts[0].step, shards)
+            snapshot = merge_snapshots([part.snapshot for part in parts])
+            self._start = Start(parts[0].step, parts[0].step, snapshot)
         self.exhausted = all(part.ended for part in parts)
         self._step = parts[0].step + 1
         batch = concatenate([part.arrays for part in parts])
@@ -286,16 +130,16 @@ class BatchIterator(Iterator[Arrays]):
             "identity": identity(self._corpus, self._tokenizer, self._config),
             "step": self._step,
             "base_step": self._start.base_step,
-            "shards": {str(k): state.to_json() for k, state in self._start.shards.items()},
+            "shards": {str(k): v.to_json() for k, v in self._start.snapshot.shards.items()},
+            "bookmarks": self._start.snapshot.bookmarks,
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continues after the batch that followed `state`; it may come from other processes.
 
         Raises:
-            DataError: the state belongs to another corpus, tokenizer or batch shape, or lacks
-            shards
-                that this process reads.
+            DataError: the state belongs to another corpus, tokenizer or batch shape, or lacks a
+                shard that this process reads.
         """
         here = identity(self._corpus, self._tokenizer, self._config)
         for name, value in here.items():
@@ -311,7 +155,8 @@ class BatchIterator(Iterator[Arrays]):
                 f"the saved data state lacks virtual shard {min(lacking)}; merge the states of all "
                 "processes with merge_states"
             )
-        self._begin(_Start(state["base_step"], state["step"], shards))
+        snapshot = Snapshot(shards, state["bookmarks"])
+        self._begin(Start(state["base_step"], state["step"], snapshot))
 
     def close(self) -> None:
         """Stops the worker processes or thread; iteration can go on and starts them again."""
@@ -331,9 +176,8 @@ def training_batches(
     """Rows [p * B / P, (p + 1) * B / P) of every global batch, for process p of P.
 
     Args:
-        tokenizer: `encode_batch`, `bos_id`, `eos_id`, `pad_id`, `unk_id`, `fingerprint`;
-        picklable if
-            `config.workers` > 0.
+        tokenizer: has `encode_batch`, `bos_id`, `eos_id`, `pad_id`, `unk_id`, `fingerprint`, and
+            is picklable if `config.workers` > 0.
 
     Raises:
         ConfigError: the batch or the virtual shards cannot be shared out evenly.
@@ -353,12 +197,6 @@ def check_parts(config: DataConfig, process_count: int) -> None:
             )
 
 
-def shards_of(part: int, parts: int, config: DataConfig) -> set[int]:
-    """The virtual shards that a part reads."""
-    cycle = max(1, config.virtual_shards // config.batch_size)
-    return {shard for step in range(cycle) for shard in rows_of_part(step, part, parts, config)}
-
-
 def identity(corpus: Corpus, tokenizer: Any, config: DataConfig) -> dict[str, Any]:
     """What must be the same for a saved state to mean the same batches."""
     return {
@@ -371,7 +209,6 @@ def identity(corpus: Corpus, tokenizer: Any, config: DataConfig) -> dict[str, An
         "virtual_shards": config.virtual_shards,
         "shuffle": config.shuffle,
         "seed": config.seed,
-        "epochs": config.epochs,
     }
 
 
@@ -388,7 +225,8 @@ def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
         if any(state[name] != first[name] for name in ("identity", "step", "base_step")):
             raise DataError("the processes' data states are of different steps or runs")
     shards = {key: value for state in states for key, value in state["shards"].items()}
-    return first | {"shards": shards}
+    bookmarks = merge_bookmarks([state["bookmarks"] for state in states])
+    return first | {"shards": shards, "bookmarks": bookmarks}
 
 
 def validation_batches(

@@ -13,73 +13,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import grain
 import numpy as np
 
 from jgpt.config import DataConfig
-from jgpt.data.corpus import Collection, Corpus
+from jgpt.data.order import EndOfData, Order
 from jgpt.data.packing import Row, Segment, decode_rows, encode_rows, make_packer
 from jgpt.data.records import DataError
+from jgpt.data.stats import Counts
 from jgpt.data.transforms import document_segment
 
 REFILL_CHARACTERS = 8192
 REFILL_DOCUMENTS = 64
 """A shard tokenises about so much at once: batches are fast, but the first row must not wait."""
-
-
-class EndOfData(Exception):
-    """The source has given its last epoch."""
-
-
-class DocumentOrder:
-    """The endless sequence of a source with an index: shuffled anew each epoch (Grain's index
-    shuffle).
-
-    Args:
-        epochs: after so many `EndOfData` is raised; 0 for no end.
-    """
-
-    def __init__(self, source: Collection, seed: int, shuffle: bool, epochs: int):
-        self._source = source
-        order = grain.MapDataset.range(len(source)).seed(seed % 2**32)
-        if shuffle:
-            order = order.shuffle()
-        self._order = order.repeat(epochs or None)
-        self.size = len(source)
-
-    def __getitem__(self, position: int) -> str | None:
-        """Text number `position`, None where that document is kept for validation."""
-        if position >= len(self._order):
-            raise EndOfData
-        return self._source[self._order[position]]
-
-
-@dataclass
-class Counts:
-    """What went through; sums, so that parts add up.
-
-    Attributes:
-        documents, characters: taken from the sources (cleaned text).
-        tokens: token ids without bos and eos, per source.
-        unknown: how many of them are the unk token, per source.
-        tokenize_seconds: spent encoding.
-    """
-
-    documents: list[int]
-    characters: list[int]
-    tokens: list[int]
-    unknown: list[int]
-    tokenize_seconds: float = 0.0
-
-    @classmethod
-    def zero(cls, num_sources: int) -> "Counts":
-        return cls(*([0] * num_sources for _ in range(4)))
-
-    def add(self, other: "Counts") -> None:
-        for name in ("documents", "characters", "tokens", "unknown"):
-            mine, theirs = getattr(self, name), getattr(other, name)
-            setattr(self, name, [a + b for a, b in zip(mine, theirs, strict=True)])
-        self.tokenize_seconds += other.tokenize_seconds
 
 
 class ShardState(NamedTuple):
@@ -126,7 +71,7 @@ class _Waiting(NamedTuple):
 class _Reader:
     """A shard's place in one source: what is tokenised and waits, and how far reading has got."""
 
-    order: DocumentOrder
+    order: Order
     read: int = 0
     ended: bool = False
     waiting: deque[_Waiting] = field(default_factory=deque)
@@ -144,21 +89,29 @@ class VirtualShard:
         ended: a row was asked for after the last.
     """
 
-    def __init__(self, index: int, corpus: Corpus, tokenizer: Any, config: DataConfig):
+    def __init__(
+        self,
+        index: int,
+        orders: Sequence[Order],
+        weights: Sequence[float],
+        tokenizer: Any,
+        config: DataConfig,
+    ):
         self._index = index
         self._config = config
         self._tokenizer = tokenizer
-        self._weights = corpus.weights
-        self._readers = [
-            _Reader(DocumentOrder(source, _seed(config.seed, s), config.shuffle, config.epochs))
-            for s, source in enumerate(corpus.sources)
-        ]
+        self._weights = weights
+        self._readers = [_Reader(order) for order in orders]
         phase = np.random.default_rng((config.seed % 2**32, index)).random(len(self._readers))
         self._spent = list(phase * config.sequence_length) if len(self._readers) > 1 else [0.0]
         self._taken = [0] * len(self._readers)
         self._packer = make_packer(config.packing, config.sequence_length, config.pack_open_rows)
         self.counts = Counts.zero(len(self._readers))
         self.ended = False
+
+    def next_position(self, source: int) -> int:
+        """Of the source's sequence: the first text that is not packed yet."""
+        return self._taken[source] * self._config.virtual_shards + self._index
 
     def next_row(self) -> Row | None:
         """The next packed row; None when the last epoch is over."""
@@ -235,27 +188,8 @@ class VirtualShard:
                 size += len(text)
                 continue
             skipped += 1
-            if skipped > 100 * reader.order.size:
+            if skipped > 100 * (reader.order.size or 1):
                 raise DataError(
                     "every document fell on the validation side; lower data.validation_fraction"
                 )
         return texts, places
-
-
-def _seed(seed: int, source: int) -> int:
-    """A seed per source, far from those of other sources' later epochs (which count up by one)."""
-    return int(np.random.SeedSequence((seed % 2**32, source)).generate_state(1)[0])
-
-
-def rows_of_part(step: int, part: int, parts: int, config: DataConfig) -> Sequence[int]:
-    """Virtual shards, in row order, that give part `part` of `parts` of the batch of a step.
-
-    With k = max(1, batch_size / V) rows of each shard side by side, global row n = step *
-    batch_size + r comes from shard (n // k) % V. A shard's rows are always asked for in order,
-    and for given `parts` always by the same part (batch_size and V divide one another, parts
-    divides both).
-    """
-    size = config.batch_size // parts
-    side_by_side = max(1, config.batch_size // config.virtual_shards)
-    start = step * config.batch_size + part * size
-    return [(n // side_by_side) % config.virtual_shards for n in range(start, start + size)]

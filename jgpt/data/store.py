@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from jgpt.data.dedup import text_hash
 from jgpt.data.document import Document
 from jgpt.data.records import DataError
+from jgpt.data.split import text_hash
 
 FORMAT = 1
 _REPORT = "report.json"
