@@ -8,8 +8,16 @@ import functools
 import re
 import unicodedata
 
-KEPT = "　～…‥"
-"""NFKC would make these " ", "~", "..." and "..": Japanese prose needs them as they are."""
+KEPT = (
+    "\u3000"  # ideographic space: opens paragraphs, stands between names
+    "‥…"
+    "！-／：-＠［-｀｛-～"  # full-width punctuation: Japanese text is set with it
+    "￠-￦"
+    "①-⑳⓪㊀-㊉"  # labels of lists; ① is not 1
+    "⁰¹²³⁴-ⁿ₀-₎"  # 10² is not 102
+    "¼-¾⅐-⅞"  # 3½ is not 31⁄2
+)
+"""What NFKC would spoil, as ranges of a regular expression: … would become three full stops."""
 
 _OTHERS = re.compile(f"[^{KEPT}]+")
 _HANGUL_SYLLABLES = range(0xAC00, 0xD7A4)
@@ -35,7 +43,7 @@ def sentencepiece_rule() -> str:
     sources = set()
     for code in range(1, _LAST_CHANGED + 1):
         character = chr(code)
-        if 0xD800 <= code < 0xE000 or code in _HANGUL_SYLLABLES or character in KEPT:
+        if 0xD800 <= code < 0xE000 or code in _HANGUL_SYLLABLES or not _OTHERS.match(character):
             continue
         sources.add(character)
         sources.add(unicodedata.normalize("NFD", character))

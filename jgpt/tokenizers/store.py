@@ -14,19 +14,24 @@ from pathlib import Path
 from typing import Any
 
 from jgpt.config import ConfigError, TokenizerConfig
-from jgpt.tokenizers import sentencepiece
+from jgpt.tokenizers import huggingface, sentencepiece, word
 from jgpt.tokenizers.base import METADATA_FILE, SPECIAL_TOKENS, Tokenizer
 from jgpt.tokenizers.byte import ByteTokenizer
+from jgpt.tokenizers.huggingface import HuggingFaceTokenizer
 from jgpt.tokenizers.sentencepiece import SentencePieceTokenizer
+from jgpt.tokenizers.word import WordTokenizer
 
 _log = logging.getLogger(__name__)
 
 KINDS: dict[str, type[Tokenizer]] = {
-    kind.kind: kind for kind in (SentencePieceTokenizer, ByteTokenizer)
+    kind.kind: kind
+    for kind in (SentencePieceTokenizer, ByteTokenizer, WordTokenizer, HuggingFaceTokenizer)
 }
+_FILES_IN_FOLDER = (huggingface.TOKENIZER_FILE, sentencepiece.MODEL_FILE, "spiece.model")
 _RECIPE = 1
 """Raised when training changes, so that caches of the older recipe are not used."""
 _SENTENCEPIECE_KINDS = ("unigram", "bpe", "char")
+TRAINABLE_KINDS = (*_SENTENCEPIECE_KINDS, "word", "byte")
 _RELEVANT_FIELDS = {
     **dict.fromkeys(
         _SENTENCEPIECE_KINDS,
@@ -37,8 +42,9 @@ _RELEVANT_FIELDS = {
 
 
 def load(path: str | os.PathLike) -> Tokenizer:
-    """A saved tokenizer: a folder written by `Tokenizer.save`, a SentencePiece `.model` file.
+    """A saved tokenizer: a folder written by `Tokenizer.save`, a `tokenizer.json`, a `.model` file.
 
+    A folder of an existing model is searched for `tokenizer.json`, then for SentencePiece files.
     `~` and `$VARIABLES` are expanded.
 
     Raises:
@@ -47,8 +53,11 @@ def load(path: str | os.PathLike) -> Tokenizer:
     path = Path(os.path.expandvars(os.path.expanduser(path)))
     if (path / METADATA_FILE).is_file():
         return _load_saved(path)
-    if path.is_file() and path.suffix == ".model":
-        return SentencePieceTokenizer(path.read_bytes())
+    for file in [path / name for name in _FILES_IN_FOLDER] if path.is_dir() else [path]:
+        if file.is_file() and file.suffix == ".json":
+            return huggingface.load(file)
+        if file.is_file() and file.suffix == ".model":
+            return SentencePieceTokenizer(file.read_bytes())
     raise ConfigError(
         f"tokenizer.path: no tokenizer at {str(path)!r}; give a folder with {METADATA_FILE}, "
         "tokenizer.json or tokenizer.model, or one of the latter two files"
@@ -150,6 +159,8 @@ def training_lines(texts: Iterable[str], megabytes: float) -> list[str]:
 
 
 def _train(config: TokenizerConfig, lines: list[str]) -> Tokenizer:
+    if config.kind == "word":
+        return word.train(config, lines)
     return sentencepiece.train(config, lines)
 
 
