@@ -245,7 +245,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.batch_size = 16
     # best_fit (whole documents where they fit); split (concatenate and cut); none (one a row)
     c.data.packing = "best_fit"
-    # best_fit: rows a virtual shard keeps open at a time
+    # best_fit: documents for so many rows wait to be chosen from
     c.data.pack_open_rows = 64
     # a new order every epoch
     c.data.shuffle = True

@@ -340,7 +340,7 @@ class DataConfig:
         "best_fit (whole documents where they fit); split (concatenate and cut); none (one a row)",
         ("best_fit", "split", "none"),
     )
-    pack_open_rows: int = setting(64, "best_fit: rows a virtual shard keeps open at a time")
+    pack_open_rows: int = setting(64, "best_fit: documents for so many rows wait to be chosen from")
     shuffle: bool = setting(True, "a new order every epoch")
     shuffle_buffer: int = setting(2048, "documents in memory, for sources without an index")
     seed: int = setting(0, "of shuffling")
