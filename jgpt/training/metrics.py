@@ -40,16 +40,6 @@ def peak_flops(device_kind: str) -> float | None:
     return next((peak for pattern, peak in PEAK_FLOPS if re.search(pattern, device_kind)), None)
 
 
-def perplexity(loss: float) -> float:
-    """exp(loss), infinite where a float cannot hold it."""
-    return math.exp(loss) if loss < 700 else math.inf
-
-
-def bits_per_character(nll: float, characters: float) -> float:
-    """Negative log-likelihood in nats per raw code point, in bits; comparable across tokenizers."""
-    return nll / math.log(2) / characters
-
-
 def router_figures(assignments: np.ndarray) -> dict[str, Any]:
     """What the load of the experts says.
 

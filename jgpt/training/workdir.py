@@ -22,6 +22,11 @@ class Workdir:
         return self.path / "tokenizer"
 
     @property
+    def tokenizer_settings(self) -> Path:
+        """Settings that the tokenizer was made with; there only when it is complete."""
+        return self.tokenizer / "settings.json"
+
+    @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 

@@ -1,0 +1,111 @@
+"""What a run measures of its model: validation loss now and then, everything else at its end."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from jgpt import sharding
+from jgpt.data.sources import parse_sources
+from jgpt.evals import ngram, perplexity, wellformed
+from jgpt.evals.writing import Sample
+from jgpt.training.setup import Run
+from jgpt.typing import PyTree
+
+REPLAY_LIMIT = 100_000_000
+"""Positions of training data up to which a finished run reads its batches again (see `replay`)."""
+
+
+class Evaluator:
+    """Evaluations of one run. Compiled parts and validation batches are kept between calls."""
+
+    def __init__(self, run: Run):
+        self._run = run
+        self._microworld = {s.kind for s in parse_sources(run.config.data.sources)} == {
+            "microworld"
+        }
+
+    def validate(self, variables: PyTree) -> dict[str, float]:
+        """Figures on the validation side of the corpus; {} where it has none."""
+        if not self._run.validation_batches:
+            return {}
+        batches = (sharding.device_batch(self._run.mesh, b) for b in self._run.validation_batches)
+        evaluation = perplexity.make(
+            self._run.eval_step, batches, emits_unk=self._run.tokenizer.emits_unk
+        )
+        return dict(evaluation(variables))
+
+    def write(self, variables: PyTree, number: int) -> list[Sample]:
+        """Texts by the model."""
+        return self._run.writer.write(variables, number)
+
+    def judge(self, samples: list[Sample]) -> list[dict[str, Any]]:
+        """The samples as records, each sentence with the recogniser's verdict where it applies."""
+        records = [dataclasses.asdict(sample) for sample in samples]
+        if self._microworld:
+            for record, sample in zip(records, samples):
+                record["sentences"] = wellformed.judged(sample)
+        return records
+
+    def finish(self, samples: list[Sample], steps: int) -> dict[str, Any]:
+        """Figures of a finished run: of its samples, and of counting over the tokens it saw.
+
+        Args:
+            samples: written by the final model.
+            steps: batches that training consumed.
+        """
+        figures: dict[str, Any] = {
+            "replacement_characters": sum(s.text.count("\ufffd") for s in samples),
+        }
+        if self._microworld:
+            figures |= dict(wellformed.make(lambda _: samples)(None))
+        if self._run.main_process:
+            figures |= self._replay(samples, steps)
+        return figures
+
+    def _replay(self, samples: list[Sample], steps: int) -> dict[str, Any]:
+        """Reads the batches of the run again, from the first to the last that training consumed.
+
+        The pipeline is deterministic, so these are exactly the tokens seen, whatever was resumed
+        or repeated; it costs the time that the pipeline needs for them and no memory.
+        """
+        run = self._run
+        if steps * run.config.data.batch_size * run.config.data.sequence_length > REPLAY_LIMIT:
+            return {"replayed": False}
+        counter = ngram.NGramCounter(run.tokenizer.vocab_size, run.tokenizer.bos_id)
+        sentences = [x for s in samples for x in wellformed.sentences_of(s)]
+        search = wellformed.VerbatimSearch(sentences)
+        batches = run.all_training_batches()
+        for _ in range(steps):
+            batch = next(batches)
+            counter.add(batch)
+            search.add(text_of(batch, run.tokenizer))
+        batches.close()
+        stats = batches.stats
+        figures: dict[str, Any] = {
+            "replayed": True,
+            "tokens_seen": counter.num_tokens,
+            "verbatim_share": search.share,
+            "documents_seen": stats.documents,
+            "characters_seen": stats.characters,
+            "padding_share": stats.padding_share,
+            "unknown_share": stats.unknown_share,
+            "epochs": stats.epochs,
+            "tokenize_seconds": stats.tokenize_seconds,
+        }
+        if run.all_validation_batches():
+            figures |= dict(ngram.make(run.all_validation_batches)(counter))
+        return figures
+
+
+def text_of(batch: dict[str, np.ndarray], tokenizer: Any) -> str:
+    """The text of every segment of a batch, one per line; padding is left out."""
+    ends = np.diff(batch["segment_ids"], axis=1, append=0) != 0
+    lines = []
+    for targets, segments, row_ends in zip(batch["targets"], batch["segment_ids"], ends):
+        start = 0
+        for end in np.flatnonzero(row_ends) + 1:
+            if segments[end - 1]:
+                lines.append(tokenizer.decode(targets[start:end].tolist()))
+            start = end
+    return "\n".join(lines)

@@ -1,0 +1,268 @@
+"""What a run needs before its first step: tokenizer, corpus, mesh, model, step, checkpoints."""
+
+import dataclasses
+import importlib.metadata
+import itertools
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from jgpt import models, sharding
+from jgpt.config import Config, ConfigError, TokenizerConfig, to_dict
+from jgpt.data import pipeline
+from jgpt.data.store import cache_folder
+from jgpt.evals.writing import Writer
+from jgpt.objectives import make_objective
+from jgpt.tokenizers import Tokenizer, build, load
+from jgpt.tokenizers.report import measure
+from jgpt.training import state as train_state
+from jgpt.training.checkpoints import Checkpoints
+from jgpt.training.metrics import peak_flops
+from jgpt.training.optimizer import make_optimizer
+from jgpt.training.state import TrainState
+from jgpt.training.step import compile_step, make_eval_step, make_train_step
+from jgpt.training.workdir import Workdir, read_json, write_json
+
+VERSIONS_OF = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+FERTILITY_TEXTS = 200
+"""The first documents of the corpus, on which the tokenizer's fertility is measured."""
+FERTILITY_FIGURES = ("tokens_per_character", "characters_per_token", "bytes_per_token", "unk_share")
+
+
+@dataclass
+class Run:
+    """The parts of a run, made from its config."""
+
+    config: Config
+    """with the vocabulary size and the layer scan decided"""
+    files: Workdir
+    tokenizer: Tokenizer
+    corpus: pipeline.Corpus
+    mesh: jax.sharding.Mesh
+    checkpoints: Checkpoints
+    writer: Writer
+    init: Callable[[], TrainState]
+    """a fresh state, born in place"""
+    abstract: TrainState
+    """shapes and shardings of a state"""
+    train_step: Any
+    eval_step: Any
+    facts: dict[str, Any]
+    """figures that do not change: sizes, devices, versions, tokenizer, corpus"""
+
+    @property
+    def main_process(self) -> bool:
+        return jax.process_index() == 0
+
+    @property
+    def peak_flops(self) -> float | None:
+        """FLOP/s of all devices at their best; None where it is not known."""
+        peak = self.facts["device"]["peak_flops"]
+        return peak and peak * self.facts["device"]["count"]
+
+    def training_batches(self) -> pipeline.BatchIterator:
+        """This process's rows of the training batches, from the start."""
+        return pipeline.training_batches(
+            self.corpus,
+            self.tokenizer,
+            self.config.data,
+            jax.process_index(),
+            jax.process_count(),
+        )
+
+    @cached_property
+    def validation_batches(self) -> list[dict[str, np.ndarray]]:
+        """This process's rows of the validation batches."""
+        return self._validation(jax.process_index(), jax.process_count())
+
+    def all_training_batches(self) -> pipeline.BatchIterator:
+        """All rows of the training batches, from the start."""
+        return pipeline.training_batches(self.corpus, self.tokenizer, self.config.data)
+
+    def all_validation_batches(self) -> list[dict[str, np.ndarray]]:
+        """All rows of the validation batches."""
+        return self.validation_batches if jax.process_count() == 1 else self._validation(0, 1)
+
+    def _validation(self, index: int, count: int) -> list[dict[str, np.ndarray]]:
+        data = self.config.data
+        return pipeline.validation_batches(
+            self.corpus, self.tokenizer, data, data.batch_size, index, count
+        )
+
+
+@contextmanager
+def placed(mesh: jax.sharding.Mesh) -> Iterator[None]:
+    """Inside, arrays with logical axes are placed on `mesh`."""
+    with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.linen_rules()):
+        yield
+
+
+def set_up(config: Config, files: Workdir) -> Run:
+    """Makes the parts of a run; nothing is computed on the devices yet.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: one line that says what to change.
+    """
+    mesh = sharding.make_mesh(config.mesh)
+    _check_rows(config, mesh)
+    corpus = pipeline.open_corpus(config.data)
+    tokenizer = open_tokenizer(config, files, corpus)
+    config = decide(config, tokenizer)
+    checkpoints = Checkpoints(files.path, config.checkpoint, tokenizer.fingerprint)
+    init, abstract, train_step, eval_step = make_steps(config, mesh)
+    return Run(
+        config=config,
+        files=files,
+        tokenizer=tokenizer,
+        corpus=corpus,
+        mesh=mesh,
+        checkpoints=checkpoints,
+        writer=Writer(config.model, config.sample, tokenizer, sharding.batch_parts(mesh)),
+        init=init,
+        abstract=abstract,
+        train_step=train_step,
+        eval_step=eval_step,
+        facts=facts(config, mesh, tokenizer, corpus),
+    )
+
+
+def _check_rows(config: Config, mesh: jax.sharding.Mesh) -> None:
+    parts = sharding.batch_parts(mesh) * config.train.microbatches
+    if config.data.batch_size % parts:
+        raise ConfigError(
+            f"data.batch_size ({config.data.batch_size}) cannot be cut into {parts} parts "
+            "(mesh.data x mesh.fsdp x mesh.expert x train.microbatches); choose a multiple"
+        )
+
+
+def open_tokenizer(config: Config, files: Workdir, corpus: pipeline.Corpus) -> Tokenizer:
+    """The workdir's tokenizer; in a new workdir a trained or loaded one, which is kept there.
+
+    Raises:
+        ConfigError: the workdir's tokenizer was made with other settings.
+    """
+    saved = read_json(files.tokenizer_settings)
+    if saved is not None:
+        _check_tokenizer_settings(saved, config.tokenizer)
+        return load(files.tokenizer)
+    cache = cache_folder(config.data.cache)
+    tokenizer = build(config.tokenizer, corpus.training_texts, str(cache))
+    if jax.process_index() == 0:
+        tokenizer.save(files.tokenizer)
+        # Last: where these are, the tokenizer is complete.
+        write_json(files.tokenizer_settings, dataclasses.asdict(config.tokenizer))
+    return tokenizer
+
+
+def _check_tokenizer_settings(saved: dict[str, Any], config: TokenizerConfig) -> None:
+    for name, value in dataclasses.asdict(config).items():
+        if name in saved and saved[name] != value:
+            raise ConfigError(
+                f"tokenizer.{name} is {value!r}, but the tokenizer in the workdir was made with "
+                f"{saved[name]!r}; set it back or choose another --workdir"
+            )
+
+
+def decide(config: Config, tokenizer: Tokenizer) -> Config:
+    """The config with the model's vocabulary size and layer scan filled in.
+
+    Raises:
+        ConfigError: the model has fewer rows than the tokenizer has ids.
+    """
+    model = models.resolve_scan(config.model, jax.default_backend())
+    if model.vocab_size == 0:
+        model = dataclasses.replace(model, vocab_size=tokenizer.vocab_size)
+    if model.vocab_size < tokenizer.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size is {model.vocab_size}, but the tokenizer has "
+            f"{tokenizer.vocab_size} ids; set it to 0 or to at least that"
+        )
+    return dataclasses.replace(config, model=model)
+
+
+def make_steps(
+    config: Config, mesh: jax.sharding.Mesh
+) -> tuple[Callable[[], TrainState], TrainState, Any, Any]:
+    """(a function that makes a fresh state, its abstract form, train step, eval step), sharded."""
+    model, objective = config.model, make_objective(config)
+    apply = partial(models.apply, model)
+    params = models.abstract_params(model)
+    optimizer = make_optimizer(
+        config.optimizer,
+        config.train.steps,
+        params,
+        models.learning_rate_scales(model, params),
+    )
+    biased = model.moe.selection_bias and models.num_moe_layers(model)
+    fresh = partial(
+        train_state.init_state,
+        partial(models.init, model),
+        optimizer,
+        jax.random.key(config.train.seed),
+        ema=config.optimizer.ema_decay > 0,
+        selection_bias_shape=(
+            (models.num_moe_layers(model), model.moe.num_experts) if biased else None
+        ),
+    )
+    shapes = jax.eval_shape(fresh)
+    places = train_state.state_shardings(
+        shapes,
+        sharding.shardings(mesh, models.logical_axes(model), params),
+        sharding.replicated(mesh),
+    )
+    step = make_train_step(objective, apply, optimizer, config)
+    return (
+        jax.jit(fresh, out_shardings=places),
+        train_state.abstract_state(shapes, places),
+        compile_step(step, places, sharding.batch_sharding(mesh)),
+        jax.jit(make_eval_step(apply)),
+    )
+
+
+def facts(
+    config: Config, mesh: jax.sharding.Mesh, tokenizer: Tokenizer, corpus: pipeline.Corpus
+) -> dict[str, Any]:
+    """What a reader of the report wants to know of a run before any of its steps."""
+    total, active = models.count_params(config.model)
+    device = mesh.devices.flat[0]
+    return {
+        "config": to_dict(config),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in VERSIONS_OF},
+        },
+        "device": {
+            "kind": device.device_kind,
+            "count": mesh.devices.size,
+            "mesh": dict(mesh.shape),
+            "processes": jax.process_count(),
+            "peak_flops": peak_flops(device.device_kind),
+        },
+        "model": {
+            "parameters": total,
+            "active_parameters": active,
+            "flops_per_token": models.flops_per_token(config.model, config.data.sequence_length),
+        },
+        "tokenizer": {
+            "kind": config.tokenizer.kind,
+            "vocab_size": tokenizer.vocab_size,
+            "fingerprint": tokenizer.fingerprint,
+            "emits_unk": tokenizer.emits_unk,
+            **_fertility(tokenizer, corpus),
+        },
+        "corpus": dataclasses.asdict(corpus.report),
+    }
+
+
+def _fertility(tokenizer: Tokenizer, corpus: pipeline.Corpus) -> dict[str, Any]:
+    found = dataclasses.asdict(
+        measure("", tokenizer, list(itertools.islice(corpus.training_texts(), FERTILITY_TEXTS)))
+    )
+    return {name: found[name] for name in FERTILITY_FIGURES}
