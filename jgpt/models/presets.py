@@ -10,9 +10,17 @@ from typing import Any
 from jgpt.config import ModelConfig, MoEConfig, RopeScaling
 
 
+def _model(
+    overrides: dict[str, Any], base: Callable[..., ModelConfig], **settings: Any
+) -> ModelConfig:
+    return base(**settings | overrides)
+
+
 def gpt2(**overrides: Any) -> ModelConfig:
     """GPT-2 small (Radford et al. 2019): learned positions, LayerNorm, biases, tied head."""
-    settings = dict(
+    return _model(
+        overrides,
+        ModelConfig,
         vocab_size=50257,
         num_layers=12,
         hidden_size=768,
@@ -27,7 +35,6 @@ def gpt2(**overrides: Any) -> ModelConfig:
         attention_output_bias=True,
         tied_embeddings=True,
     )
-    return ModelConfig(**settings | overrides)
 
 
 def gpt_neox(**overrides: Any) -> ModelConfig:
@@ -36,7 +43,9 @@ def gpt_neox(**overrides: Any) -> ModelConfig:
     The sublayers follow one another, as rinna trained it; NeoX-20B has `parallel_block=True` and
     `rope_fraction=0.25`.
     """
-    settings = dict(
+    return _model(
+        overrides,
+        ModelConfig,
         vocab_size=32000,
         num_layers=36,
         hidden_size=2816,
@@ -50,12 +59,13 @@ def gpt_neox(**overrides: Any) -> ModelConfig:
         attention_bias=True,
         attention_output_bias=True,
     )
-    return ModelConfig(**settings | overrides)
 
 
 def llama2_7b(**overrides: Any) -> ModelConfig:
     """Llama 2 7B (Touvron et al. 2023)."""
-    settings = dict(
+    return _model(
+        overrides,
+        ModelConfig,
         vocab_size=32000,
         num_layers=32,
         hidden_size=4096,
@@ -63,12 +73,13 @@ def llama2_7b(**overrides: Any) -> ModelConfig:
         intermediate_size=11008,
         max_length=4096,
     )
-    return ModelConfig(**settings | overrides)
 
 
 def llama3_8b(**overrides: Any) -> ModelConfig:
     """Llama 3 8B (Dubey et al. 2024); 3.1 adds `rope_scaling` of kind llama3, factor 8."""
-    settings = dict(
+    return _model(
+        overrides,
+        ModelConfig,
         vocab_size=128256,
         num_layers=32,
         hidden_size=4096,
@@ -78,12 +89,13 @@ def llama3_8b(**overrides: Any) -> ModelConfig:
         max_length=8192,
         rope_theta=500000.0,
     )
-    return ModelConfig(**settings | overrides)
 
 
 def llama_1b(**overrides: Any) -> ModelConfig:
     """Llama 3.2 1B: tied head, positions stretched 32 times."""
-    settings = dict(
+    return _model(
+        overrides,
+        llama3_8b,
         num_layers=16,
         hidden_size=2048,
         intermediate_size=8192,
@@ -91,12 +103,13 @@ def llama_1b(**overrides: Any) -> ModelConfig:
         rope_scaling=RopeScaling(kind="llama3", factor=32.0, original_length=8192),
         tied_embeddings=True,
     )
-    return llama3_8b(**settings | overrides)
 
 
 def mistral_7b(**overrides: Any) -> ModelConfig:
     """Mistral 7B v0.1 (Jiang et al. 2023): every layer sees a window of 4096 tokens."""
-    settings = dict(
+    return _model(
+        overrides,
+        ModelConfig,
         vocab_size=32000,
         num_layers=32,
         hidden_size=4096,
@@ -107,24 +120,26 @@ def mistral_7b(**overrides: Any) -> ModelConfig:
         attention_pattern=("local",),
         window=4096,
     )
-    return ModelConfig(**settings | overrides)
 
 
 def mixtral_8x7b(**overrides: Any) -> ModelConfig:
     """Mixtral 8x7B (Jiang et al. 2024): 8 experts, 2 per token, no window."""
-    settings = dict(
+    return _model(
+        overrides,
+        mistral_7b,
         attention_pattern=("global",),
         window=0,
         rope_theta=1e6,
         ffn_pattern=("moe",),
         moe=MoEConfig(num_experts=8, top_k=2),
     )
-    return mistral_7b(**settings | overrides)
 
 
 def qwen2_0_5b(**overrides: Any) -> ModelConfig:
     """Qwen2.5 0.5B (Qwen Team 2024): biases on query, key and value; tied head."""
-    settings = dict(
+    return _model(
+        overrides,
+        ModelConfig,
         vocab_size=151936,
         num_layers=24,
         hidden_size=896,
@@ -137,12 +152,13 @@ def qwen2_0_5b(**overrides: Any) -> ModelConfig:
         attention_bias=True,
         tied_embeddings=True,
     )
-    return ModelConfig(**settings | overrides)
 
 
 def qwen3_0_6b(**overrides: Any) -> ModelConfig:
     """Qwen3 0.6B (Qwen Team 2025): query and key norms, heads wider than the model."""
-    settings = dict(
+    return _model(
+        overrides,
+        ModelConfig,
         vocab_size=151936,
         num_layers=28,
         hidden_size=1024,
@@ -156,12 +172,13 @@ def qwen3_0_6b(**overrides: Any) -> ModelConfig:
         qk_norm=True,
         tied_embeddings=True,
     )
-    return ModelConfig(**settings | overrides)
 
 
 def gemma2_2b(**overrides: Any) -> ModelConfig:
     """Gemma 2 2B (Gemma Team 2024): local and global layers in turn, sandwich norms, softcaps."""
-    settings = dict(
+    return _model(
+        overrides,
+        ModelConfig,
         vocab_size=256000,
         num_layers=26,
         hidden_size=2304,
@@ -181,12 +198,13 @@ def gemma2_2b(**overrides: Any) -> ModelConfig:
         embedding_scale=True,
         tied_embeddings=True,
     )
-    return ModelConfig(**settings | overrides)
 
 
 def deepseek_moe_16b(**overrides: Any) -> ModelConfig:
     """DeepSeekMoE 16B (Dai et al. 2024): 64 small experts, 6 per token, 2 shared, first dense."""
-    settings = dict(
+    return _model(
+        overrides,
+        ModelConfig,
         vocab_size=102400,
         num_layers=28,
         hidden_size=2048,
@@ -204,12 +222,13 @@ def deepseek_moe_16b(**overrides: Any) -> ModelConfig:
             renormalize=False,
         ),
     )
-    return ModelConfig(**settings | overrides)
 
 
 def deepseek_moe_small(**overrides: Any) -> ModelConfig:
     """The same style in 0.2e9 parameters, balanced without an auxiliary loss as DeepSeek-V3 is."""
-    settings = dict(
+    return _model(
+        overrides,
+        deepseek_moe_16b,
         vocab_size=32000,
         num_layers=12,
         hidden_size=512,
@@ -226,7 +245,6 @@ def deepseek_moe_small(**overrides: Any) -> ModelConfig:
             balance_coefficient=1e-4,
         ),
     )
-    return deepseek_moe_16b(**settings | overrides)
 
 
 PRESETS: dict[str, Callable[..., ModelConfig]] = {
