@@ -8,6 +8,7 @@ from jgpt.config import ModelConfig
 from jgpt.layers.attention import Attention, Context
 from jgpt.layers.cache import KVCache
 from jgpt.layers.ffn import FFN
+from jgpt.layers.moe import MoE
 from jgpt.layers.norm import Norm
 from jgpt.layers.residual import Residual, dropout
 from jgpt.typing import Array, RouterStats
@@ -54,8 +55,6 @@ class Block(nn.Module):
         def feed_forward(x: Array) -> tuple[Array, RouterStats | None]:
             if self.ffn_kind == "dense":
                 return FFN(self.config, name="ffn")(x), None
-            from jgpt.layers.moe import MoE
-
             return MoE(self.config, name="moe")(
                 x,
                 token_mask=context.token_mask,

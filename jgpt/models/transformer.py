@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from jgpt.config import ModelConfig
@@ -155,10 +156,10 @@ class Transformer(nn.Module):
         biases = None
         if selection_bias is not None and moe:
             chosen = [[rows[layers[j]] for j in moe] for layers in grid]
-            biases = selection_bias[jnp.asarray(chosen)]
+            biases = selection_bias[np.asarray(chosen)]
         keys = None
         if key is not None:
-            keys = jax.vmap(jax.vmap(lambda i: layer_key(key, i)))(jnp.asarray(grid))
+            keys = jax.vmap(jax.vmap(lambda i: layer_key(key, i)))(np.asarray(grid))
         scanned = nn.scan(
             Period,
             variable_axes={True: 0},
