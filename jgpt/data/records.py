@@ -10,7 +10,7 @@ import importlib
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -68,15 +68,44 @@ def optional_package(name: str, extra: str = "data") -> ModuleType:
         ) from error
 
 
+class _ZstandardFile(io.RawIOBase):
+    """Frame after frame; unlike with the library's reader, ending inside one is an EOFError."""
+
+    def __init__(self, path: Path):
+        self._zstandard = optional_package("zstandard")
+        self._file = path.open("rb")
+        self._frame: Any = None
+        self._input = self._output = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._output:
+            self._input = self._input or self._file.read(2**16)
+            if not self._input:
+                if self._frame is not None:
+                    raise EOFError("the file ends inside a Zstandard frame")
+                return 0
+            self._frame = self._frame or self._zstandard.ZstdDecompressor().decompressobj()
+            self._output = self._frame.decompress(self._input)
+            self._input = self._frame.unused_data
+            if self._frame.eof:
+                self._frame = None
+        size = min(len(buffer), len(self._output))
+        buffer[:size], self._output = self._output[:size], self._output[size:]
+        return size
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
 def _decompressed(path: Path) -> IO[bytes]:
     if path.suffix == ".gz":
         return gzip.open(path, "rb")
     if path.suffix == ".zst":
-        zstandard = optional_package("zstandard")
-        stream = zstandard.ZstdDecompressor().stream_reader(
-            path.open("rb"), read_across_frames=True, closefd=True
-        )
-        return io.BufferedReader(stream, 2**20)
+        return io.BufferedReader(_ZstandardFile(path), 2**20)
     return path.open("rb")
 
 
@@ -85,23 +114,6 @@ def _decompression_errors(path: Path) -> tuple[type[Exception], ...]:
     if path.suffix == ".zst":
         errors += (optional_package("zstandard").ZstdError,)
     return errors
-
-
-def _is_cut_short(path: Path) -> bool:
-    """Whether a .zst file ends inside a frame, which its stream reader takes for a plain end."""
-    zstandard = optional_package("zstandard")
-    with path.open("rb") as file:
-        decompressor = zstandard.ZstdDecompressor().decompressobj(read_across_frames=False)
-        while block := file.read(2**20):
-            while block:
-                decompressor.decompress(block)
-                block = decompressor.unused_data
-                if decompressor.eof:
-                    decompressor = zstandard.ZstdDecompressor().decompressobj()
-                    started = bool(block)
-                else:
-                    started = True
-        return started
 
 
 @contextlib.contextmanager
@@ -268,6 +280,3 @@ def _from_array_record(
     except UnicodeDecodeError:
         bad.add(path, number, "neither a JSON object nor UTF-8 text")
         return None
-
-
-Reader = Callable[..., Iterator[Document]]

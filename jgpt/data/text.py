@@ -51,10 +51,8 @@ _REPEATED_LENGTH = 10
 
 _LEADING_BLANK_LINES = re.compile(r"\A\s*\n")
 _LETTERS = re.compile(r"[^\W\d_]")
-_JAPANESE_LEADING_BLANK_LINES = re.compile(r"\A\s*\n")
-_LETTERS = re.compile(f"[{_KANJI}{_KANA}]")
-_KANA_LEADING_BLANK_LINES = re.compile(r"\A\s*\n")
-_LETTERS = re.compile(f"[{_KANA}]")
+_JAPANESE_LETTERS = re.compile(f"[{_KANJI}{_KANA}]")
+_KANA_LETTERS = re.compile(f"[{_KANA}]")
 _SENTENCE_END = re.compile('[。！？!?．]+[」』）)】〉》”’"]*\n*|\n+')
 
 
