@@ -88,6 +88,10 @@ class Tokenizer(abc.ABC):
         """What of `text` survives: `decode(encode(text))`, if no character was unknown."""
         return self._normalize(well_formed(text))
 
+    def __reduce__(self):
+        """Pickled, for worker processes, as what is saved: libraries' objects often cannot be."""
+        return type(self).from_saved, (self._files(), self._settings())
+
     def _encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return [self._encode(text) for text in texts]
 

@@ -16,6 +16,7 @@ import sentencepiece
 from jgpt.config import ConfigError, TokenizerConfig
 from jgpt.tokenizers.base import BOS, CHAT_MARKERS, EOS, PAD, SPECIAL_TOKENS, UNK, Tokenizer
 from jgpt.tokenizers.normalization import sentencepiece_rule
+from jgpt.tokenizers.wire import without_field
 
 MODEL_FILE = "tokenizer.model"
 _SPACE = "▁"
@@ -23,6 +24,9 @@ _TRAINING_THREADS = 4
 """Fixed: sums over threads are rounded differently for another number of them."""
 
 
+_RULE_FILE_FIELD = (3, 6)
+"""ModelProto.normalizer_spec.normalization_rule_tsv: a temporary file's name, which would make the
+bytes of every training different. The compiled rule itself is in another field."""
 _SEEDS_PER_PIECE = 10
 _SHRINKING_FACTOR = 0.5
 """Unigram training starts from 10 candidates a piece and halves them every round. On 5 MB of prose
@@ -174,7 +178,7 @@ def train(config: TokenizerConfig, lines: Sequence[str]) -> SentencePieceTokeniz
             )
         except RuntimeError as error:
             raise _readable(error, config) from error
-    return SentencePieceTokenizer(model.getvalue())
+    return SentencePieceTokenizer(without_field(model.getvalue(), _RULE_FILE_FIELD))
 
 
 def _normalization(name: str, folder: str) -> dict[str, str]:

@@ -189,11 +189,11 @@ def _save_whole(tokenizer: Tokenizer, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-")
     os.chmod(partial, 0o755)
-    tokenizer.save(partial)
     try:
+        tokenizer.save(partial)
         os.rename(partial, folder)
     except OSError:
-        # Another process was faster; what it wrote is the same.
         shutil.rmtree(partial)
+        # Where the folder is there, another process was faster; what it wrote is the same.
         if not folder.is_dir():
             raise
