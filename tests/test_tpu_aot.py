@@ -1,0 +1,95 @@
+"""Whole training steps compiled by the real TPU compiler for described topologies, no TPU needed.
+
+Each case runs in a process of its own: the compiler takes its settings from the environment.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+PROGRAM = """
+import json, sys
+import jax, jax.numpy as jnp
+from jax.experimental import topologies
+from jgpt import sharding
+from jgpt.config import from_config_dict
+from jgpt.training.setup import make_steps, placed
+
+case = json.loads(sys.argv[1])
+config = from_config_dict(case["config"])
+topology = topologies.get_topology_desc(platform="tpu", topology_name=case["topology"])
+mesh = sharding.make_mesh(config.mesh, topology.devices)
+data = config.data
+_, state, step, _ = make_steps(config, mesh)
+with placed(mesh):
+    place = sharding.batch_sharding(mesh)
+    shape = (data.batch_size, data.sequence_length)
+    kinds = dict(inputs="int32", targets="int32", loss_weights="float32", positions="int32",
+                 segment_ids="int32", characters="int32")
+    batch = {n: jax.ShapeDtypeStruct(shape, jnp.dtype(k), sharding=place) for n, k in kinds.items()}
+    compiled = step.lower(state, batch).compile()
+memory = compiled.memory_analysis()
+text = compiled.as_text()
+print(json.dumps({
+    "bytes": memory.argument_size_in_bytes + memory.temp_size_in_bytes,
+    "collectives": [n for n in ("all-reduce", "all-gather", "reduce-scatter", "all-to-all")
+                    if f" {n}" in text],
+    "while": " while(" in text,
+}))
+"""
+MODEL = {
+    "vocab_size": 1024,
+    "num_layers": 4,
+    "hidden_size": 256,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "intermediate_size": 512,
+    "dtype": "bfloat16",
+    "scan_layers": "on",
+}
+MOE = {"ffn_pattern": ("dense", "moe"), "moe": {"num_experts": 4, "top_k": 2}}
+CASES = {
+    "dense, fsdp": {"model": MODEL, "mesh": {"data": 1, "fsdp": 4}},
+    "dense, tensor parallel": {
+        "model": {**MODEL, "remat": "full"},
+        "mesh": {"data": 2, "tensor": 2},
+    },
+    "mixture of experts, data parallel": {"model": {**MODEL, **MOE}, "mesh": {"data": 4}},
+    "mixture of experts, capacity, expert parallel": {
+        "model": {**MODEL, **MOE, "moe": {**MOE["moe"], "dispatch": "capacity"}},
+        "mesh": {"data": 2, "expert": 2},
+    },
+}
+
+
+@pytest.mark.tpu_aot
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_the_training_step_compiles_for_tpu(name):
+    pytest.importorskip("libtpu", reason="the TPU compiler: pip install libtpu")
+    data = {"sequence_length": 512, "batch_size": 8, "virtual_shards": 64}
+    case = {"config": {**CASES[name], "data": data}, "topology": "v5e:2x2"}
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps(case)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    facts = json.loads(done.stdout.splitlines()[-1])
+    assert facts["bytes"] < 2**30
+    assert facts["while"], "scanned layers compile to a loop"
+    assert facts["collectives"], "a step on four chips communicates"
