@@ -50,7 +50,7 @@ _ICHIDAN = frozenset(
 # In kana, いる and みる are 一段 only as a verb of their own or after て: はいる and まいる are not.
 _ICHIDAN_ENDINGS = (
     *sorted(_ICHIDAN - {"いる", "みる"}),
-    *("ている", "でいる", "がいる", "にいる", "てみる", "でみる"),
+    *("せる", "れる", "ている", "でいる", "がいる", "にいる", "てみる", "でみる"),
 )
 
 # Derivations: the form of the word they attach to, and the word that they add.
@@ -75,7 +75,8 @@ _DERIVATIONS = {
 }
 
 FINAL_FORMS = frozenset(
-    "nonpast past negative past_negative volitional probably explain explain_past".split()
+    "nonpast past negative past_negative volitional probably explain explain_past question "
+    "question_past ask ask_past please invite".split()
 )
 PLAIN_FORMS = frozenset(
     "base ta nai nakatta te nakute naide stem ba negative_ba tara tari nagara adverb imperative "
@@ -186,6 +187,12 @@ def _verb_form(word: str, kind: str, form: str, register: int) -> str:
             "probably": word + "だろう",
             "explain": word + "のだ",
             "explain_past": stems["ta"] + "のだ",
+            "question": word + "か",
+            "question_past": stems["ta"] + "か",
+            "ask": word + "の",
+            "ask_past": stems["ta"] + "の",
+            "please": stems["te"],
+            "invite": stems["volitional"] + "よ",
         }
         polite = {
             "nonpast": stem + "ます",
@@ -196,6 +203,12 @@ def _verb_form(word: str, kind: str, form: str, register: int) -> str:
             "probably": word + "でしょう",
             "explain": word + "のです",
             "explain_past": stems["ta"] + "のです",
+            "question": stem + "ますか",
+            "question_past": stem + "ましたか",
+            "ask": stem + "ますか",
+            "ask_past": stem + "ましたか",
+            "please": stems["te"] + "ください",
+            "invite": stem + "ませんか",
         }
         return (plain, polite)[register][form]
     if form in stems and form != "negative":
@@ -227,6 +240,10 @@ def _adjective_form(word: str, form: str, register: int) -> str:
         "probably": word + "だろう",
         "explain": word + "のだ",
         "explain_past": head + "かったのだ",
+        "question": word + "か",
+        "question_past": head + "かったか",
+        "ask": word + "の",
+        "ask_past": head + "かったの",
     }
     if form in plain:
         polite = {
@@ -237,6 +254,10 @@ def _adjective_form(word: str, form: str, register: int) -> str:
             "probably": word + "でしょう",
             "explain": word + "のです",
             "explain_past": head + "かったのです",
+            "question": word + "ですか",
+            "question_past": head + "かったですか",
+            "ask": word + "ですか",
+            "ask_past": head + "かったですか",
         }
         return (plain, polite)[register][form]
     return {
@@ -265,6 +286,10 @@ def _copula_form(word: str, form: str, register: int) -> str:
         "probably": "だろう",
         "explain": "なのだ",
         "explain_past": "だったのだ",
+        "question": "か",
+        "question_past": "だったか",
+        "ask": "なの",
+        "ask_past": "だったの",
     }
     if form in plain:
         polite = {
@@ -275,6 +300,10 @@ def _copula_form(word: str, form: str, register: int) -> str:
             "probably": "でしょう",
             "explain": "なのです",
             "explain_past": "だったのです",
+            "question": "ですか",
+            "question_past": "でしたか",
+            "ask": "ですか",
+            "ask_past": "でしたか",
         }
         return head + (plain, polite)[register][form]
     return (

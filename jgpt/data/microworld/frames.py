@@ -7,6 +7,7 @@ A frame is a sentence pattern in a small notation:
 * ``{act.te:hobby}``  a slot whose filler is a predicate, in the form named after the dot.
 * ``{~time}``, ``{~hobby.te}``  an open slot: a filler of that type is drawn anew each time.
 * ``[行く|past]``  a word conjugated once, in the register of the text (行った, 行きました).
+* ``[うん/はい]``  what is said in plain and in polite texts.
 
 Slot types are defined by ``words``, ``predicates`` (phrases with all their forms), ``patterns``
 (alternatives in the same notation, with open slots only) or ``digits`` (any number of that many
@@ -27,6 +28,7 @@ Random = Callable[[], float]  # random.Random().random: uniform in [0, 1)
 _TOKEN = re.compile(
     r"\{(~?)(\w+)(?:\.([a-z_+]+))?(?::(\w+))?\}"  # a slot: key, form, type
     r"|\[([^|\]]+)\|([a-z_+]+)\]"  # a conjugated word: word, form
+    r"|\[([^/\]]+)/([^/\]]+)\]"  # said differently: plain, polite
 )
 
 
@@ -50,8 +52,10 @@ def parse(source: str) -> list[tuple[Token, ...]]:
         if match.start() > position:
             tokens.append((source[position : match.start()],) * len(REGISTERS))
         position = match.end()
-        is_open, name, form, slot_type, word, word_form = match.groups()
-        if word:
+        is_open, name, form, slot_type, word, word_form, plain, polite = match.groups()
+        if plain:
+            tokens.append((plain, polite))
+        elif word:
             tokens.append(tuple(conjugate(word, word_form, register) for register in REGISTERS))
         else:
             key = f"_{number}" if is_open else name

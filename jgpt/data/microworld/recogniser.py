@@ -21,7 +21,8 @@ _MAX_STATES = 200_000  # subset states kept before the memory is cleared
 
 # A sentence ends with 。 ！ or ？, a closing quote after it included; a line break always ends one.
 _SENTENCE = re.compile(r"[^。！？\n]*[。！？]*」?")
-_LABEL = re.compile(r"([^「」。、：\s]{1,8})「")
+_SPEAKER = re.compile(r"([^「」。、：\s]{1,8})「")
+_LABEL = re.compile(r"【(?:問題|考え方|文章|問い|答え|指示|応答)】")
 
 
 class _Node:
@@ -211,11 +212,15 @@ def sentences(text: str) -> list[str]:
 
 def accepts(sentence: str) -> bool:
     """Whether one sentence is well formed in this world: vocabulary, conjugation, particles,
-    counters, frames. Takes the pieces that ``sentences`` gives, speakers' labels included."""
+    counters, frames. Takes the pieces that ``sentences`` gives: a speaker (健太「) or a label of the
+    text (【答え】) may stand before the sentence."""
     language = _language()
     label = _LABEL.match(sentence)
-    if label and label.group(1) in slot_type("speaker").words:
+    if label:
         sentence = sentence[label.end() :]
+    speaker = _SPEAKER.match(sentence)
+    if speaker and speaker.group(1) in slot_type("speaker").words:
+        sentence = sentence[speaker.end() :]
     if sentence.endswith(("。」", "！」", "？」")):
         sentence = sentence[:-1]
     return language.accepts(sentence)

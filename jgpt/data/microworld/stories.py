@@ -20,7 +20,7 @@ from jgpt.data.microworld.story_event import Event
 from jgpt.data.microworld.story_plans import ENDINGS, PLANS
 from jgpt.data.microworld.story_scenes import OPENINGS
 from jgpt.data.microworld.story_troubles import TROUBLES
-from jgpt.data.microworld.story_words import CONTESTS, STAGES
+from jgpt.data.microworld.phrases import CONTESTS, STAGES
 from jgpt.data.microworld.world import WORLD
 
 _LONGEST = 9  # events before a story must end

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from jgpt.data.microworld import story_words  # noqa: F401  (defines the slot types used here)
+from jgpt.data.microworld import phrases  # noqa: F401  (defines the slot types used here)
 from jgpt.data.microworld.frames import Frame, frames
 
 

@@ -1,4 +1,4 @@
-"""The slot types that stories use first; other kinds may use them too."""
+"""Slot types of what happens to people: belongings, weather, food, troubles, feelings, words said."""
 # ruff: noqa: E501  (a sentence frame stays on one line, to be read as a sentence)
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ define("room_of_station", "待合室 売店の前 ホームのベンチ 改札�
 define("morning_hour", "朝の五時 朝の六時 朝の七時 朝の八時 昼前 早朝".split())
 define("number_of_people", "十五 二十 二十四 三十 三十二 四十 五十 六十".split())
 define("introduced", patterns=[
-    "{~town}の{~person}", "{~town}に住む{~person}", "{~town}に住む{~occupation}の{~person}", "{~occupation}の{~person}", "私", "僕",
+    "{~person}", "{~town}の{~person}", "{~town}に住む{~person}", "{~town}に住む{~occupation}の{~person}", "{~occupation}の{~person}", "私", "僕",
 ])
 define("called", patterns=["{~person}", "{~occupation}の{~person}", "私", "僕"])
 define(
