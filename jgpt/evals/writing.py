@@ -1,15 +1,16 @@
 """Text written by a model, ready to be shown and judged."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
 import jax
 
 from jgpt.config import ModelConfig, SampleConfig
-from jgpt.inference.generate import Generator, pad_prompts
+from jgpt.inference.generate import Generator, pad_prompts, until
 from jgpt.models import apply, init_cache, restack
 from jgpt.tokenizers import Tokenizer
-from jgpt.typing import PyTree
+from jgpt.typing import Array, PyTree
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,26 @@ def make_generator(
         forbidden=tuple(sorted(silent)),
         chunk=chunk,
     )
+
+
+def stream_text(
+    generator: Generator, tokenizer: Tokenizer, variables: PyTree, prompt: str, key: Array
+) -> Iterator[str]:
+    """Pieces of the text that follows `prompt` (starts a document where it is empty), as written.
+
+    Args:
+        generator: from `make_generator` with the same tokenizer.
+        variables: of the model.
+        key: random key of this text.
+
+    Raises:
+        ValueError: the prompt leaves no room for a token.
+    """
+    tokens, lengths = pad_prompts([[tokenizer.bos_id, *tokenizer.encode(prompt)]])
+    text = tokenizer.streamer()
+    for chunk in generator.stream(variables, tokens, lengths, key):
+        yield "".join(map(text.push, until(chunk[0].tolist(), tokenizer.eos_id)))
+    yield text.finish()
 
 
 class Writer:
