@@ -103,57 +103,73 @@ class BestFitPacker(Packer):
     """Whole documents, chosen so that they fill rows best.
 
     Documents wait; a row takes the one that has waited longest and those others that fill it best
-    (`fullest_subset`). A row that cannot yet be filled to within `length // 64` waits for more
-    documents, until those waiting would fill `open_rows` rows. Only a document longer than a row is
-    cut, into full rows; its remainder waits like a short document. Packing whole documents: Ding et
-    al. 2024, Fewer Truncations Improve Language Modeling.
+    (exactly, by subset sums). A row that cannot yet be filled to within `length // 64` waits for
+    more documents, until those waiting would fill `open_rows` rows. Only a document longer than a
+    row is cut, into full rows; its remainder waits like a short document. Packing whole
+    documents: Ding et al. 2024, Fewer Truncations Improve Language Modeling.
     """
 
     def __init__(self, length: int, open_rows: int):
         super().__init__(length)
         self._slack = length // 64
         self._most_waiting = open_rows * length
+        self._sizes: list[int] = []  # of self.open, each of which is one waiting segment
+        self._sums: list[int] = []
 
     def add(self, segment: Segment) -> None:
         start = 0
         while segment.size - start > self.length:
             self.ready.append([segment.part(start, start + self.length)])
             start += self.length
-        self.open.append([segment.part(start, segment.size) if start else segment])
+        rest = segment.part(start, segment.size) if start else segment
+        self.open.append([rest])
+        self._sizes.append(rest.size)
         self._make_rows(self._most_waiting)
 
     def flush(self) -> None:
         self._make_rows(most_waiting=0)
 
+    def restore(self, ready: Iterable[Row], open_rows: Iterable[Row]) -> None:
+        super().restore(ready, open_rows)
+        self._sizes = [segment.size for (segment,) in self.open]
+        self._sums = []
+
     def _make_rows(self, most_waiting: int) -> None:
         while self.open:
-            sizes = [row[0].size for row in self.open]
-            chosen = fullest_subset(sizes, self.length)
-            missing = self.length - sum(sizes[index] for index in chosen)
-            if missing > self._slack and sum(sizes) <= most_waiting:
+            extend_sums(self._sums, self._sizes, self.length)
+            room = self.length - largest_sum(self._sums)
+            if room > self._slack and sum(self._sizes) <= most_waiting:
                 return
+            chosen = subset_of_largest_sum(self._sums, self._sizes)
             self.ready.append([self.open[index][0] for index in chosen])
             for index in reversed(chosen):
-                del self.open[index]
+                del self.open[index], self._sizes[index]
+            self._sums = []
 
 
-def fullest_subset(sizes: Sequence[int], room: int) -> list[int]:
-    """Indices, ascending, of a subset with the first item whose sum comes closest to `room` from
-    below.
+def extend_sums(sums: list[int], sizes: Sequence[int], limit: int) -> None:
+    """Subset sums by dynamic programming: extends `sums` to all sizes, or until `limit` is reached.
 
-    Exact (subset sum by dynamic programming, the sums that can be reached as the bits of one
-    integer); looks no further than the first items that fill the room, and prefers earlier ones.
+    Bit n of `sums[i]` says that a subset of `sizes[: i + 1]` with the first has the sum n <= limit.
     """
-    reachable = [1 << sizes[0]]
-    within = (1 << (room + 1)) - 1
-    for size in sizes[1:]:
-        if reachable[-1] >> room:
-            break
-        reachable.append((reachable[-1] | reachable[-1] << size) & within)
-    total = reachable[-1].bit_length() - 1
+    if not sums:
+        sums.append(1 << sizes[0])
+    within = (1 << (limit + 1)) - 1
+    while len(sums) < len(sizes) and not sums[-1] >> limit:
+        sums.append((sums[-1] | sums[-1] << sizes[len(sums)]) & within)
+
+
+def largest_sum(sums: Sequence[int]) -> int:
+    """The largest sum that `extend_sums` found."""
+    return sums[-1].bit_length() - 1
+
+
+def subset_of_largest_sum(sums: Sequence[int], sizes: Sequence[int]) -> list[int]:
+    """Indices, ascending, of a subset with the largest sum; prefers earlier items."""
+    total = largest_sum(sums)
     chosen = []
-    for index in range(len(reachable) - 1, 0, -1):
-        if not reachable[index - 1] >> total & 1:
+    for index in range(len(sums) - 1, 0, -1):
+        if not sums[index - 1] >> total & 1:
             chosen.append(index)
             total -= sizes[index]
     return [0, *reversed(chosen)]

@@ -13,8 +13,9 @@ from jgpt.data.packing import (
     Segment,
     decode_rows,
     encode_rows,
-    fullest_subset,
+    extend_sums,
     make_packer,
+    subset_of_largest_sum,
 )
 from jgpt.data.transforms import document_segment, rows_to_arrays
 
@@ -85,8 +86,11 @@ def test_none_gives_every_document_rows_of_its_own():
 
 @settings(max_examples=60, deadline=None)
 @given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=9), room=st.integers(40, 60))
-def test_fullest_subset_is_the_best_of_all_subsets(sizes, room):
-    chosen = fullest_subset(sizes, room)
+def test_the_chosen_subset_is_the_best_of_all(sizes, room):
+    sums = []
+    for known in range(1, len(sizes) + 1):  # as documents come one by one
+        extend_sums(sums, sizes[:known], room)
+    chosen = subset_of_largest_sum(sums, sizes)
     assert chosen[0] == 0 and chosen == sorted(set(chosen))
     subsets = itertools.chain.from_iterable(
         itertools.combinations(range(1, len(sizes)), n) for n in range(len(sizes))
