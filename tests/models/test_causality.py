@@ -24,7 +24,12 @@ def influence(config, batch=None):
         hidden, _ = models.apply(config, variables | {"params": params}, full, output="hidden")
         return hidden[0] @ jnp.asarray(direction, jnp.float32)
 
-    gradient = jax.jit(jax.jacrev(outputs))(variables["params"]["embedding"]["table"])
+    @jax.jit
+    def jacobian(table):
+        _, pullback = jax.vjp(outputs, table)
+        return jax.lax.map(lambda one: pullback(one)[0], jnp.eye(S))
+
+    gradient = jacobian(variables["params"]["embedding"]["table"])
     size = np.abs(np.asarray(gradient)[:, inputs[0]]).max(axis=-1)
     assert np.isfinite(size).all()
     return size > 0
