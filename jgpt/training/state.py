@@ -62,16 +62,18 @@ def init_state(
         selection_bias_shape: (MoE layers, experts) where the router has a selection bias.
     """
     params = init_params(key)
-    zero = jnp.zeros((), jnp.int32)
+
+    def zero() -> Array:  # each its own buffer, since all are donated
+        return jnp.zeros((), jnp.int32)
+
     return TrainState(
-        step=zero,
+        step=zero(),
         params=params,
         opt_state=optimizer.init(params),
-        # A copy, or the same buffer would be donated twice.
         ema=jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), params) if ema else {},
         selection_bias=jnp.zeros(selection_bias_shape) if selection_bias_shape else {},
-        skipped=zero,
-        consecutive_skipped=zero,
+        skipped=zero(),
+        consecutive_skipped=zero(),
     )
 
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from jgpt.config import Config
+from jgpt.layers.router import router_metrics, update_selection_bias
 from jgpt.objectives import Apply, Objective, ratio
 from jgpt.training.optimizer import schedule
 from jgpt.training.state import TrainState, with_selection_bias
@@ -37,7 +38,8 @@ def make_train_step(
 
     Metrics are float32: the objective's own (`loss` in nats per weighted target, `accuracy`, `z`),
     and `total` (what is minimised), `grad_norm` (before clipping), `update_norm`, `param_norm`,
-    `learning_rate`, `tokens` (the sum of weights), `skipped` (so far) and `consecutive_skipped`.
+    `learning_rate`, `tokens` (the sum of weights), `skipped` (so far), `consecutive_skipped` and
+    those of `moe_metrics`.
 
     Args:
         objective: from `make_objective`.
@@ -46,6 +48,11 @@ def make_train_step(
         config: of the run; `train`, `optimizer` and `model.moe` are read.
     """
     rate = schedule(config.optimizer, config.train.steps)
+
+    def rebalance(bias: Array | dict, router: RouterStats | None) -> Array | dict:
+        if isinstance(bias, dict) or router is None:
+            return bias
+        return update_selection_bias(bias, router.assignments, config.model.moe.bias_update_rate)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
@@ -64,9 +71,7 @@ def make_train_step(
                 step=state.step + 1,
                 params=params,
                 opt_state=opt_state,
-                selection_bias=move_selection_bias(
-                    state.selection_bias, sums.router, config.model.moe.bias_update_rate
-                ),
+                selection_bias=rebalance(state.selection_bias, sums.router),
                 ema=moving_average(state.ema, params, applied, config.optimizer.ema_decay),
                 skipped=state.skipped,
                 consecutive_skipped=jnp.zeros_like(state.consecutive_skipped),
@@ -95,6 +100,7 @@ def make_train_step(
             "learning_rate": rate(applied),
             "skipped": new_state.skipped,
             "consecutive_skipped": new_state.consecutive_skipped,
+            **moe_metrics(sums.router),
         }
         return new_state, jax.tree.map(lambda m: jnp.asarray(m, jnp.float32), metrics)
 
@@ -193,20 +199,20 @@ def moving_average(ema: PyTree, params: PyTree, count: Array, decay: float) -> P
     return jax.tree.map(lambda e, p: e + rate * (p.astype(e.dtype) - e), ema, params)
 
 
-def move_selection_bias(
-    selection_bias: Array | dict, router: RouterStats | None, rate: float
-) -> Array | dict:
-    """Auxiliary-loss-free balancing (Wang et al. 2024): `b + rate * sign(mean load - load)`.
+def moe_metrics(router: RouterStats | None) -> Metrics:
+    """Figures of the routers: `moe/*` over all layers, `moe_layers/*` [L_moe], and assignments.
 
-    Args:
-        selection_bias: [L_moe, E] float32, or {} where there is none.
-        router: sums over the batch, stacked [L_moe, ...].
-        rate: step of the bias.
+    `router_assignments` [L_moe, E] counts assignments to each expert before any is dropped; for the
+    other names see `router_metrics`.
     """
-    if isinstance(selection_bias, dict) or router is None:
-        return selection_bias
-    load = router.assignments
-    return selection_bias + rate * jnp.sign(jnp.mean(load, axis=-1, keepdims=True) - load)
+    if router is None:
+        return {}
+    layers = jax.vmap(router_metrics)(router)
+    return {
+        "router_assignments": router.assignments,
+        **{f"moe/{k}": v for k, v in router_metrics(router).items() if k != "load"},
+        **{f"moe_layers/{k}": v for k, v in layers.items() if k != "load"},
+    }
 
 
 def make_eval_step(apply: Apply) -> Callable[[PyTree, Batch], Metrics]:
