@@ -42,7 +42,7 @@ define("call", [*NAMES, *(f"{name}さん" for name in NAMES), *(f"{role}さん" 
 define("town_product", [town.product for town in WORLD.towns])
 define("unit_price_kanji", patterns=[f"{{~by_{c}}}は一{c}{{~number}}円" for c in COUNTERS_OF_THINGS])
 define("counted_number", patterns=[f"{{~count_{c}}}" for c in COUNTERS_OF_THINGS])
-define("occasion", "誕生日 卒業式 入学式 引っ越し祝い 結婚式 遠足 旅行 発表会 お見舞い 祭り".split())
+define("occasion", "誕生日 引っ越し祝い 遠足 旅行 お見舞い 祭り お祝い 合格祝い".split())
 define("greeting_weather", patterns=["{~season}らしい日", "よく晴れた{~daypart}", "風の強い{~daypart}", "{~season}のように暖かい日", "静かな{~weekday}", "少し涼しい{~daypart}", "忙しい{~weekday}"])
 define("symptom", predicates="頭が痛い 喉が痛い お腹が痛い 体がだるい 足が痛い 目がかゆい 背中が痛い 耳が痛い 歯が痛い 体が熱い")
 define("since", "昨日の夜から 今朝から 三日前から 一週間前から 昨日の昼から 起きてから 二日前から 先週から".split())
@@ -60,6 +60,7 @@ define("weather_sign", patterns=[
 ])
 define("weather_item", "傘 厚い上着 帽子 手袋 水筒 マフラー 長靴 薄い上着".split())
 define("lesson", "算数 国語 理科 音楽 図工 社会 体育 英語".split())
+define("colour_one", "赤いの 青いの 白いの 黒いの 黄色いの 茶色いの 緑の".split())
 define("fare", "240 320 450 580 660 720 890 1150".split())
 define("platform", "一 二 三 四".split())
 define("instrument", "太鼓 笛 琴 三味線 木琴 ハーモニカ".split())
@@ -77,7 +78,7 @@ SCRIPTS = (
     # buying
     _script("店員",
         _b("いらっしゃいませ、{a_call:call}。今日は{fine:fine_thing}が入りました。", "こんにちは、{a_call:call}。{~greeting_weather}ですね。"),
-        _a("{c_call:call}の{~occasion}に贈る{thing}を探しています。", "{day:weekday}に使う{thing}が欲しいのですが、{~place_quality}店はどこも閉まっていました。"),
+        _a("{c_call:call}の{~occasion}のための{thing}を探しています。", "{day:weekday}に使う{thing}が欲しいのですが、{~place_quality}店はどこも閉まっていました。"),
         _b("こちらの{fine:fine_thing}はいかがですか。{unit_price:unit_price_kanji}です。", "{unit_price:unit_price_kanji}で、{c:person}さんも昨日買っていきました。"),
         _a("{thing}はこの{shop}でしか買えないと{c_call:call}から聞きました。", "{~colour}袋に入れてもらえますか。{c_call:call}に渡したいのです。", chance=0.5),
         _b("はい、{~wrap_paper}で包みましょう。", "もちろんです。{minutes:minutes}ほどお待ちください。", chance=0.4),
@@ -132,8 +133,8 @@ SCRIPTS = (
         _b("ラジオでは、{~daypart}から{sky.base:weather_tomorrow}と言って[いる|past]よ。", "そう[だ|nonpast]ね。{c_call:call}も{sky.base:weather_tomorrow}と言って[いる|past]よ。"),
         _a("それなら{item:weather_item}を持って{place:public_place}へ[行く|nonpast]よ。", "[困ったな/困りました]、{day:weekday}に{place:public_place}で{contest:contest}が[ある|explain]。"),
         _b("{item:weather_item}も忘れないで[いる|please]。{~daypart}は{sky.probably:weather_tomorrow}から。", "{c_call:call}の家に{item:weather_item}が[ある|nonpast]から、借りて[いく|volitional]。"),
-        _a("{b_call:call}は{item:weather_item}を[持つ|progressive+ask]。", "去年の{~month}も、{~direction}の空が暗くなってから雨が[降る|past]ね。", chance=0.6),
-        _b("[うん/はい]、{~colour}のを{~town}の{~shop}で[買う|past]よ。", "{~month}はいつも{~wind}が[吹く|nonpast]から、気を[つける|volitional]。", chance=0.6)),
+        _a("{b_call:call}は{item:weather_item}を[持つ|progressive+ask]。", "{b_call:call}は新しい{item:weather_item}をもう[買う|ask_past]。"),
+        _b("[うん/はい]、{~colour_one}を{~town}の服屋で[買う|past]よ。", "{~month}はいつも{~wind}が[吹く|nonpast]から、先に[買う|past]よ。")),
     # school and family
     _script("family",
         _b("{a_call:call}、{lesson:lesson}の宿題はもう[終わる|ask_past]。", "{a_call:call}、{meal_time:meal_time}の前に{lesson:lesson}の宿題を[する|please]。"),
@@ -171,7 +172,7 @@ SCRIPTS = (
         _a("{far_town:town}の名物は{far_product:town_product}だと{c_call:call}から聞きました。", "{~train_trouble}で遅れることはありませんか。{clock:day_clock}に約束があるのです。"),
         _b("はい、{far_town:town}では{far_sight:sight}も有名ですよ。", "今日は{minutes:minutes}くらい遅れるかもしれませんから、{waiting:room_of_station}でお待ちください。"),
         _a("では、{clock:day_clock}の切符を{tickets:count_枚}お願いします。{c_call:call}と行くのです。", "それなら、{waiting:room_of_station}で{~wait_act.te}待ちます。"),
-        _b("切符は{tickets:count_枚}で{fare}円です。{platform}番線へどうぞ。", "{clock:day_clock}になったら、{platform}番線に来てください。")),
+        _b("切符は一枚{fare}円です。{platform}番線へどうぞ。", "{clock:day_clock}になったら、{platform}番線に来てください。")),
     # the festival
     _script("friends",
         _a("{b_call:call}、{festival_month:month}の{festival}にはもう[行く|ask_past]。", "{b_call:call}、今年の{festival}は{day:weekday}だと{c_call:call}が言って[いる|past]よ。"),
@@ -183,8 +184,8 @@ SCRIPTS = (
     _script("friends",
         _a("{b_call:call}は{day:weekday}には何を[する|progressive+ask]。", "{b_call:call}、{when:found_when}{mark:landmark}で何を[する|progressive+ask_past]。"),
         _b("{mark:landmark}の{~near}で{act.te:hobby}[いる|nonpast]よ。{c_call:call}に[教わる|past]。", "{c_call:call}と{act.te:hobby}[いる|past]よ。{~many_days}も[続く|progressive+nonpast]。"),
-        _a("{act.base:hobby}のは[難しい|ask]。{~hobby.base}のとは[違う|ask]。", "[いいね/いいですね]、{c_call:call}も{act.base:hobby}のが[好きだ|past]よ。"),
-        _b("初めは難しいけれど、{~span}も続ければ[上手だ|become+nonpast]よ。", "{~hobby.base}よりは易しいと[思う|nonpast]よ。"),
+        _a("{act.base:hobby}のは[難しい|ask]。{~hobby.base}のとは[違う|ask]。", "[いいね/いいですね]、{c_call:call}も{act.base:hobby}のが好きだと言って[いる|past]よ。"),
+        _b("初めは難しいけれど、{~many_days}も続ければ[上手だ|become+nonpast]よ。", "{~hobby.base}よりは易しいと[思う|nonpast]よ。"),
         _a("それなら{day:weekday}に{act.base:hobby}のを[教える|please]。", "{~hobby.base}のに飽きたら、{act.te:hobby}[みる|nonpast]よ。"),
         _b("{day:weekday}の{~daypart}に{mark:landmark}へ[来る|please]。{c_call:call}も[呼ぶ|nonpast]よ。", "{c_call:call}も{day:weekday}から[始める|nonpast]から、一緒に[習う|volitional]。")),
     # at school

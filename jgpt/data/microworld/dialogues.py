@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from jgpt.data.microworld import people, things
+from jgpt.data.microworld import people
 from jgpt.data.microworld.conjugation import PLAIN, POLITE
 from jgpt.data.microworld.counters import count
 from jgpt.data.microworld.dialogue_scripts import SCRIPTS, Script
 from jgpt.data.microworld.frames import Random, pick
-from jgpt.data.microworld.lexicon import attributive
+from jgpt.data.microworld.lexicon import FINE_WORDS
 from jgpt.data.microworld.nature import MONTHS
 from jgpt.data.microworld.world import WORLD
 from jgpt.data.microworld.writer import Writer
@@ -28,10 +28,6 @@ class Pair(NamedTuple):
     register: int
 
 
-_QUALITIES = {
-    category: tuple(attributive(quality) for quality in qualities.split())
-    for category, qualities in things.QUALITIES.items()
-}
 # How a speaker is called: by the role others see in them, or by name.
 _FAMILY_CALLS = {"父": "お父さん", "母": "お母さん", "祖父": "おじいさん", "祖母": "おばあさん"}
 _FAMILY_CALLS |= {"兄": "お兄さん", "姉": "お姉さん"}
@@ -69,12 +65,16 @@ def _role(role: str) -> Callable[[Writer], Pair]:
     """Someone of the town and a person met in a role, who speak politely."""
 
     def pair(writer: Writer) -> Pair:
+        if role == "先生":
+            writer.first = pick(_CHILDREN, writer.random)
+            writer.cast.update(a=writer.first.name, town=writer.first.town)
         name = writer.first.name + "さん"
         return Pair((writer.first.name, role), (role + "さん", name), POLITE)
 
     return pair
 
 
+_CHILDREN = tuple(person for person in WORLD.people if person.is_child)
 _PAIRS = {"friends": _friends, "family": _family}
 _PAIRS |= {role: _role(role) for role in ("店員", "医者", "駅員", "司書", "警察官", "先生", "運転手")}
 
@@ -92,10 +92,11 @@ def _prepare(writer: Writer, calls: tuple[str, str]) -> None:
     thing = pick(_CHEAP, random)
     number = 1 + int(random() * 6)
     total = thing.price * number
-    paid = next(note for note in (100, 500, 1000, 5000, 10000, 20000) if note > total)
+    paid = next(note for note in (100, 500, 1000, 5000, 10000, 20000, 50000) if note > total)
     counted = count(number, thing.counter)
     weekday = int(random() * 7)
     cast.update(
+        duty_off="学校" if writer.first.is_child else "仕事",
         c=other.name,
         c_call=other.name + ("さん" if writer.register == POLITE else ""),
         a_call=calls[1],
@@ -108,7 +109,7 @@ def _prepare(writer: Writer, calls: tuple[str, str]) -> None:
         sight=town.sight,
         shop=thing.shop,
         thing=thing.name,
-        fine=pick(_QUALITIES[thing.category], random) + thing.name,
+        fine=pick(FINE_WORDS[thing.category], random) + thing.name,
         unit_price=f"{thing.name}は{count(1, thing.counter)}{thing.price}円",
         order=f"{thing.name}を{counted}",
         counted=counted,
@@ -120,7 +121,8 @@ def _prepare(writer: Writer, calls: tuple[str, str]) -> None:
     )
 
 
-_CHEAP = tuple(thing for thing in WORLD.things if 100 <= thing.price <= 3000)
+_WANTED = ("本", "文房具", "切り花", "菓子", "果物", "服", "おもちゃ", "飲み物", "日用品", "パン")
+_CHEAP = tuple(thing for thing in WORLD.things if thing.category in _WANTED)
 _WEEKDAYS = tuple("月曜日 火曜日 水曜日 木曜日 金曜日 土曜日 日曜日".split())
 
 

@@ -97,6 +97,10 @@ class Frame:
                 cast[key] = drawn_type.draw(random, register)
         return self._templates[register].format_map(cast)
 
+    def rewrite(self, cast: dict, register: int) -> str:
+        """The sentence once more with the fillers that ``write`` left in the cast."""
+        return self._templates[register].format_map(cast)
+
 
 class SlotType:
     """What may stand in a slot: words, predicates and patterns."""

@@ -98,6 +98,11 @@ def attributive(quality: str) -> str:
     return conjugate(quality, "attributive")
 
 
+# The words of QUALITIES as they stand before a noun.
+FINE_WORDS = {
+    category: tuple(attributive(quality) for quality in qualities.split())
+    for category, qualities in things.QUALITIES.items()
+}
 COUNTERS_OF_THINGS = tuple(dict.fromkeys(thing.counter for thing in WORLD.things))
 
 
@@ -107,17 +112,18 @@ def _define_things() -> None:
     ``by_本`` are the things counted with 本, ``count_本`` the counted numbers, ``counted`` is
     鉛筆を三本 with the right counter; ``fine_果物`` is 甘い桃, ``fine_thing`` any such pair.
     """
-    for category, qualities in things.QUALITIES.items():
-        define(f"quality_{category}", [attributive(quality) for quality in qualities.split()])
+    for category, qualities in FINE_WORDS.items():
+        define(f"quality_{category}", qualities)
         members = [thing for thing in WORLD.things if thing.category == category]
         define(f"goods_{category}", (thing.name for thing in members))
         define(f"fine_{category}", patterns=[f"{{~quality_{category}}}{{~goods_{category}}}"])
         for counter in dict.fromkeys(thing.counter for thing in members):
             names = [thing.name for thing in members if thing.counter == counter]
             define(f"goods_{category}_{counter}", names)
-    for counter in COUNTERS_OF_THINGS:
+    for counter in (*COUNTERS_OF_THINGS, "羽", "頭"):
         define(f"count_{counter}", [count(number, counter) for number in range(1, 11)])
         define(f"few_{counter}", [count(number, counter) for number in range(1, 4)])
+    for counter in COUNTERS_OF_THINGS:
         names = [thing.name for thing in WORLD.things if thing.counter == counter]
         define(f"by_{counter}", names)
     pairs = dict.fromkeys((thing.category, thing.counter) for thing in WORLD.things)
@@ -130,6 +136,10 @@ def _define_things() -> None:
         ],
     )
     define("fine_thing", patterns=[f"{{~fine_{category}}}" for category in things.QUALITIES])
+    define(
+        "fine_keepsake",
+        patterns=[f"{{~fine_{c}}}" for c in ("本", "おもちゃ", "時計", "楽器", "家具", "服", "文房具")],
+    )
     foods = [*things.FOOD_CATEGORIES]
     define("fine_food", patterns=[f"{{~fine_{category}}}" for category in foods])
     define(

@@ -30,6 +30,7 @@ define(
     "night_act",
     predicates="本を読む 日記を書く 手紙を書く 星を眺める 模型を作る ラジオを聞く セーターを編む 絵を描く 切手を整理する 昔の写真を見る",
 )
+define("wild_place", "動物園 牧場 森 公園 川 池 野原 林 湖".split())
 define("rain", "雨 大粒の雨 激しい雨 冷たい雨 にわか雨 細かい雨".split())
 define("suddenly", "急に 突然 いきなり ぽつぽつと にわかに".split())
 define("clothes", "上着 シャツ 靴 靴下 髪 かばん 帽子 ズボン".split())
