@@ -62,10 +62,10 @@ def measure(name: str, tokenizer: Tokenizer, texts: Sequence[str]) -> Fertility:
 
 
 _COLUMNS = {
-    "vocabulary": ("Vocabulary", "{:,}"),
-    "tokens_per_character": ("Tokens/char", "{:.3f}"),
-    "characters_per_token": ("Chars/token", "{:.2f}"),
-    "bytes_per_token": ("Bytes/token", "{:.2f}"),
+    "vocabulary": ("Vocab", "{:,}"),
+    "tokens_per_character": ("Tok/char", "{:.3f}"),
+    "characters_per_token": ("Char/tok", "{:.2f}"),
+    "bytes_per_token": ("Bytes/tok", "{:.2f}"),
     "unk_share": ("Unknown", "{:.1%}"),
     "megabytes_per_second": ("MB/s", "{:.1f}"),
 }
@@ -121,7 +121,7 @@ def _bars(axes: Any, rows: Sequence[Fertility], field: str, heading: str) -> Non
     axes.barh(range(len(rows)), values, color=colors)
     for i, (row, value) in enumerate(zip(rows, values, strict=True)):
         note = f", {row.unk_share:.0%} unknown" if row.unk_share else ""
-        inside = value > 0.7 * limit
+        inside = value > 0.85 * limit
         axes.annotate(
             f"{value:.2f}{note}",
             (min(value, limit), i),
@@ -140,7 +140,4 @@ def show(rows: Sequence[Fertility], texts: Sequence[str]) -> None:
     console = rich.console.Console()
     console.print(table(rows))
     characters = sum(map(len, texts))
-    console.print(
-        f"{len(texts):,} documents, {characters:,} characters; MB/s: 10^6 bytes encoded per second "
-        "of one core"
-    )
+    console.print(f"{len(texts):,} documents, {characters:,} characters; MB/s on one core")

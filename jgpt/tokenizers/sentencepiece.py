@@ -5,6 +5,7 @@ in bytes, so a text that holds it comes back as it was; an existing model turns 
 """
 
 import io
+import itertools
 import os
 import re
 import tempfile
@@ -151,7 +152,8 @@ def train(config: TokenizerConfig, lines: Sequence[str]) -> SentencePieceTokeniz
     with tempfile.TemporaryDirectory() as folder:
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(lines),
+                # Some releases abort on a required character that the text does not have.
+                sentence_iterator=itertools.chain(lines, [" "]),
                 model_writer=model,
                 model_type=config.kind,
                 vocab_size=config.vocab_size,

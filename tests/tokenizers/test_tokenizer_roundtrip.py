@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizer_corpus import LOSSLESS, LOSSY
 
 from jgpt import tokenizers
-from jgpt.config import ConfigError
+from jgpt.config import ConfigError, TokenizerConfig
 from jgpt.tokenizers.base import SPECIAL_TOKENS, safe_truncate
 from jgpt.tokenizers.normalization import KEPT, nfkc
 
@@ -92,6 +92,14 @@ def test_a_newline_is_one_token_of_its_own(trained):
     for name in ("unigram", "bpe", "char"):
         ids = trained[name].encode("猫。\n\n犬")
         assert [trained[name].token_bytes(token) for token in ids].count(b"\n") == 2
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe", "char"])
+def test_spaces_survive_a_corpus_that_has_none(kind, corpus):
+    config = TokenizerConfig(kind=kind, vocab_size=380)
+    tokenizer = tokenizers.train(config, [text.replace(" ", "") for text in corpus], None)
+    assert tokenizer.decode(tokenizer.encode(" 猫 ▁ 犬  ")) == " 猫 ▁ 犬  "
+    assert b" " in [tokenizer.token_bytes(token) for token in tokenizer.encode(" ")]
 
 
 def test_digits_are_split(trained):
@@ -238,6 +246,7 @@ def test_the_rule_inside_the_model_is_nfkc_for_every_character(trained):
             st.characters(min_codepoint=0xFF00, max_codepoint=0xFFEF),
             st.characters(min_codepoint=0x4E00, max_codepoint=0x4E80),
             st.sampled_from("aＡé　\n…①"),
+            st.sampled_from("かカｶハﾊうｳヷゞ\u3099\u309aﾞﾟ゛"),
         ),
         max_size=30,
     )
