@@ -177,7 +177,7 @@ _SHARE = frames(
     "{a:person}は{amount_of}を{people:number}人の友達に同じ数ずつ[分ける|past]。",
     "{~some_day}、{a:person}は{shop}で買った{amount_of}を{people:number}人で同じ数ずつ[分ける|past]。",
 )
-_SHARE_ASKED = frames("一人がもらう{thing}は何{unit}[だ|question]。", "{a:person}が分けた{thing}は一人何{unit}ずつ[だ|question]。")
+_SHARE_ASKED = frames("{a:person}から一人がもらう{thing}は何{unit}[だ|question]。", "{a:person}が分けた{thing}は一人何{unit}ずつ[だ|question]。")
 _SHARED = frames("{people:number}人で分けるので、{quotient}ずつ[だ|nonpast]。", "{thing}を{people:number}人に分けると、{quotient}ずつに[なる|nonpast]。")
 
 
@@ -287,7 +287,7 @@ _READ = frames(
     "{a:person}は{pages:number}ページの{book:goods_本}を、1日に{daily:number}ページずつ[読む|nonpast]。",
     "{~town}の図書館で借りた{pages:number}ページの{book:goods_本}を、{a:person}は1日に{daily:number}ページずつ[読む|nonpast]。",
 )
-_READ_ASKED = frames("{a:person}が{book:goods_本}を読み終わるのは何日目[だ|question]。", "{book:goods_本}を全部読むのに何日[かかる|question]。")
+_READ_ASKED = frames("{a:person}が{book:goods_本}を読み終わるのは何日目[だ|question]。", "{a:person}が{book:goods_本}を全部読むのに何日[かかる|question]。")
 _READ_DONE = frames("{pages:number}ページを{daily:number}ページずつ読むから、{quotient}[だ|nonpast]。")
 
 
@@ -300,7 +300,7 @@ def _read(sheet: Sheet) -> Problem:
 
 _RIDE = frames("{~town}を出る{vehicle}に客が{on:number}人[乗る|progressive+past]。", "{~clock}の{vehicle}には、{a:person}を入れて{on:number}人の客が[いる|past]。")
 _RIDE_CHANGE = frames("{~landmark}の前で{off:number}人が降り、{new:number}人が[乗る|past]。", "次の{~town}で{off:number}人が降りて、{new:number}人が[乗る|past]。")
-_RIDE_ASKED = frames("今、{vehicle}に乗っている客は何人[だ|question]。", "{vehicle}の客は何人に[なる|question_past]。")
+_RIDE_ASKED = frames("{~town}へ向かう{vehicle}に今乗っている客は何人[だ|question]。", "{~landmark}の前を出た{vehicle}の客は何人に[なる|question_past]。")
 _RIDE_OFF = frames("{off:number}人が降りて、{difference}に[なる|nonpast]。")
 _RIDE_ON = frames("{new:number}人が乗って、{sum}に[なる|nonpast]。", "そこへ{new:number}人が乗ったので、{sum}[だ|nonpast]。")
 

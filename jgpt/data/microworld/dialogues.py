@@ -14,7 +14,7 @@ from jgpt.data.microworld.conjugation import PLAIN, POLITE
 from jgpt.data.microworld.counters import count
 from jgpt.data.microworld.dialogue_scripts import SCRIPTS, Script
 from jgpt.data.microworld.frames import Random, pick
-from jgpt.data.microworld.lexicon import FINE_WORDS
+from jgpt.data.microworld.lexicon import FINE_WORDS, ROLES
 from jgpt.data.microworld.nature import MONTHS
 from jgpt.data.microworld.world import WORLD
 from jgpt.data.microworld.writer import Writer
@@ -50,7 +50,7 @@ def _family(writer: Writer) -> Pair:
     person, elder, kin = pick(_ELDERS, writer.random)
     writer.first, writer.second = person, elder
     writer.cast.update(a=person.name, b=elder.name, town=person.town)
-    return Pair((person.name, kin), (_FAMILY_CALLS[kin], person.name), PLAIN)
+    return Pair((person.name, f"{kin}の{elder.name}"), (_FAMILY_CALLS[kin], person.name), PLAIN)
 
 
 _ELDERS = tuple(
@@ -69,14 +69,16 @@ def _role(role: str) -> Callable[[Writer], Pair]:
             writer.first = pick(_CHILDREN, writer.random)
             writer.cast.update(a=writer.first.name, town=writer.first.town)
         name = writer.first.name + "さん"
-        return Pair((writer.first.name, role), (role + "さん", name), POLITE)
+        surname = writer.second.surname
+        label = f"{surname}先生" if role == "先生" else f"{role}の{surname}"
+        return Pair((writer.first.name, label), (f"{role}さん", name), POLITE)
 
     return pair
 
 
 _CHILDREN = tuple(person for person in WORLD.people if person.is_child)
 _PAIRS = {"friends": _friends, "family": _family}
-_PAIRS |= {role: _role(role) for role in ("店員", "医者", "駅員", "司書", "警察官", "先生", "運転手")}
+_PAIRS |= {role: _role(role) for role in (*ROLES, "先生")}
 
 
 def _prepare(writer: Writer, calls: tuple[str, str]) -> None:

@@ -112,10 +112,10 @@ def _person(writer: Writer) -> tuple[str, Facts]:
 
 # --- towns --------------------------------------------------------------------------------
 _TOWN = frames(
-    "{town}は{landscape}にある町で、{product:town_product}と{sight}で知られて[いる|nonpast]。",
-    "{town}は人口{population:number}人の町で、{landscape}に[ある|nonpast]。名物は{product:town_product}[だ|nonpast]。",
+    "{town}は{landscape}にある町で、{product:town_product}と{place1:town_place}で知られて[いる|nonpast]。",
+    "{town}は{landscape}にある人口{population:number}人の町で、{place1:town_place}や{place2:town_place}が[ある|nonpast]。",
     "{landscape}の{town}には、{sight}と{place1:town_place}が[ある|nonpast]。",
-    "{sight}がある{town}は、{landscape}に広がる町[だ|nonpast]。",
+    "{sight}がある{town}は、{other:town}から電車で{~minutes}の町[だ|nonpast]。",
 )
 _TOWN_FACTS = frames(
     "町には{place1:town_place}や{place2:town_place}、{place3:town_place}などが[ある|nonpast]。",
@@ -173,7 +173,7 @@ _THING = frames(
     "{category}の中でも、{fine:fine_thing}は{~person}や{~person}に好まれて[いる|nonpast]。",
 )
 _THING_FACTS = frames(
-    "{thing}は{counting}と[数える|nonpast]。{counted:count_any}買うと{total:number}円に[なる|nonpast]。",
+    "{~person}は{thing}を{counting}と数え、{total:number}円で{counted:count_any}[買う|past]。",
     "{thing}は{thing2:thing}より{gap:number}円{price_gap.nonpast:dear_or_cheap}。",
     "{thing}を{counted:count_any}と{thing2:thing}を{counted2:count_any}買うと、{total2:number}円に[なる|nonpast]。",
     "{town}の{~person}は、{~weekday}になると{shop}へ{thing}を見に[行く|nonpast]。",
@@ -224,9 +224,9 @@ _ANIMAL = frames(
     "{habitat}には、{act.base:animal_act}ことで知られる{animal}が[いる|nonpast]。",
 )
 _ANIMAL_FACTS = frames(
-    "{animal}は{food:animal_food}を食べ、{act.base:animal_act}ことが[多い|nonpast]。",
-    "{animal}は{quality.te:animal_quality}、{act.base:animal_act}ことで知られて[いる|nonpast]。",
-    "{animal}は{counting}と[数える|nonpast]。",
+    "{animal}は{food:animal_food}を食べ、{~season}の{~daypart}には{act.base:animal_act}ことが[多い|nonpast]。",
+    "{~town}の{~person}は、{animal}が{quality.te:animal_quality}、{act.base:animal_act}ことを子供に[教える|nonpast]。",
+    "{~person}は{~town}の{zoo}で、{animal}を{counting}と[数える|past]。",
     "{~said_by}{~season}の{~daypart}に{animal}が{act.base:animal_act}のを見ることができるそう[だ|nonpast]。",
     "{~person}は{~month}に{~town}の{zoo}で{animal}を{counted:count_any}[見る|past]。",
     "{animal}は{habitat}で暮らし、{other:animal}は{habitat2:habitat}で[暮らす|nonpast]。",
@@ -271,14 +271,14 @@ def _animal(writer: Writer) -> tuple[str, Facts]:
 
 
 _PLANT = frames(
-    "{plant}は{plant_place}に生える{plant_kind}で、{month}に{petal}花を[咲かせる|nonpast]。",
-    "{month}になると、{plant_place}で{plant}の{petal}花が[咲く|nonpast]。",
-    "{plant}は{season}の{plant_kind}で、{petal}花で知られて[いる|nonpast]。",
+    "{plant}は{~town}の{plant_place}に生える{plant_kind}で、{month}に{petal}花を[咲かせる|nonpast]。",
+    "{month}になると、{~town}の{plant_place}で{plant}の{petal}花が[咲く|nonpast]。",
+    "{plant}は{season}の{plant_kind}で、{petal}花が{~person}や{~person}に好まれて[いる|nonpast]。",
 )
 _PLANT_FACTS = frames(
     "{~town}では、{plant}が{~landmark}の{~near}にも植えられて[いる|nonpast]。",
     "{~said_by}{plant}は{~daypart}に見るのが一番美しいそう[だ|nonpast]。",
-    "{plant}は{month}に咲き、{other:plant}は{month2:month}に[咲く|nonpast]。",
+    "{~person}の家では{plant}が{month}に咲き、{other:plant}が{month2:month}に[咲く|nonpast]。",
     "{petal}花の{plant}と{petal2:petal}花の{other:plant}を、{~person}は庭に[植える|past]。",
     "{~person}は毎年{month}に{plant}の絵を描いて、{~person}に[送る|nonpast]。",
     "{plant}の前では、{~town}の{~person}が{~duration}写真を[撮る|progressive+past]。",
@@ -308,9 +308,9 @@ def _plant(writer: Writer) -> tuple[str, Facts]:
 
 # --- jobs and seasons ---------------------------------------------------------------------
 _JOB = frames(
-    "{job}は{duty.base:duty_act}仕事[だ|nonpast]。{workplace}で{tool:work_tool}を[使う|nonpast]。",
-    "{workplace}で働く{job}は、{duty.base:duty_act}ことを仕事に[する|progressive+nonpast]。",
-    "{job}の仕事は{duty.base:duty_act}ことで、{tool:work_tool}をよく[使う|nonpast]。",
+    "{job}は{duty.base:duty_act}仕事で、{~town}の{~person}も{tool:work_tool}を[使う|nonpast]。",
+    "{~town}の{workplace}で働く{job}は、{~daypart}から{duty.base:duty_act}ことを仕事に[する|progressive+nonpast]。",
+    "{~person}の話では、{job}の仕事は{duty.base:duty_act}ことで、{tool:work_tool}をよく使うそう[だ|nonpast]。",
 )
 _JOB_FACTS = frames(
     "{town}の{full:full_name}は{age:number}歳の{job}で、{workplace}で働いて[いる|nonpast]。",
@@ -346,7 +346,7 @@ def _job(writer: Writer) -> tuple[str, Facts]:
 
 _WORKERS = tuple(person for person in WORLD.people if person.job in JOBS)
 _SEASON = frames(
-    "{season}は{season_quality}季節で、{month}には{plant}の花が[咲く|nonpast]。",
+    "{season}は{season_quality}季節で、{~town}でも{month}に{plant}の花が[咲く|nonpast]。",
     "{season}になると、{town}の{plant_place}でも{plant}が[咲く|nonpast]。",
 )
 _SEASON_FACTS = frames(
@@ -356,7 +356,7 @@ _SEASON_FACTS = frames(
     "{season}の{~weekday}には、{~town}で{~fine_thing}がよく[売れる|nonpast]。",
     "{~person}と{~person}は、{season}になると{~town}へ旅を[する|nonpast]。",
     "{season}の{~daypart}は{season_quality}から、{~person}は{~hot_drink}を[飲む|nonpast]。",
-    "{season}の終わりには、{~wind}が{~direction}から吹く日が[増える|nonpast]。",
+    "{season}の終わりには、{~town}では{~wind}が{~direction}から吹く日が[増える|nonpast]。",
 )
 
 

@@ -14,12 +14,12 @@ DEFAULT_SIZE = 240_000
 # kind: (its share of the documents in percent, what makes one). A maker gives the text, the
 # prompt and the answer.
 _MAKERS: dict[str, tuple[int, Callable[[Random], tuple[str, str | None, str | None]]]] = {
-    "story": (30, stories.make),
+    "story": (32, stories.make),
     "dialogue": (18, dialogues.make),
     "encyclopedia": (14, entries.make),
     "qa": (14, questions.make),
     "arithmetic": (12, arithmetic.make),
-    "instruction": (12, instructions.make),
+    "instruction": (10, instructions.make),
 }
 KINDS = tuple(_MAKERS)
 _WHEEL = tuple(kind for kind, (share, _) in _MAKERS.items() for _ in range(share))

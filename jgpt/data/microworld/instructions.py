@@ -55,7 +55,8 @@ define("written_by", patterns=["{~person}が{~weekday}に書いた", "{~lesson}�
 define("bad_weather", predicates="雨が降る 雪が降る 風が強くなる 寒くなる 暑くなる 雷が鳴る")
 define("when_past", "昨日 先日 先週 この間 一昨日".split())
 define("cut", "細かく 薄く 大きく 四つに 丸く 小さく".split())
-define("seasoning", "塩 しょうゆ みそ 砂糖 酢 バター ごま油".split())
+define("seasoning", "塩 しょうゆ みそ 砂糖".split())
+define("seasoning2", "酢 バター ごま油 こしょう だし".split())
 _RESPOND = frames("{answer:member}です。", "{answer:list2}です。", "{answer:list3}です。", "{answer:list4}です。", "{answer:list5}です。", "{answer:reading}です。", "{answer:counted_word}です。", "「{answer:particle}」です。", "「{answer:conjugated}」です。", "{answer:number}です。", "{answer:number}円です。", "{answer:number}文字です。", "{answer:listed}です。", "{answer:season}です。", "{answer:fact_object}です。")
 
 
@@ -250,16 +251,16 @@ _NOTE = (
     frames("{b:person}さん、{~when_past}は{lost:belongings}を届けてくださり、ありがとうございました。", "{b:person}さん、{~season}らしい日が続いていますが、お元気ですか。"),
     frames("{lost:belongings}は{~person}からもらった大切な物でした。", "{~landmark}で{lost:belongings}がないと気づいたときは、とても困りました。"),
     frames("{b:person}さんが{~spot}で見つけてくださったと{~person}さんから聞きました。", "おかげで、{~weekday}には{~public_place}へ行くことができました。"),
-    frames("お礼に{~bought_present}をお送りします。", "今度は{~weekday}に{~outdoor_place}でお会いしましょう。"),
+    frames("お礼に{~bought_present}を{~person}さんに預けました。", "今度は{~weekday}に{~town}の{~outdoor_place}でお会いしましょう。"),
 )
 _COOK_ASKED = frames("{~person}のために、{dish}の作り方を教えてください。", "{~weekday}に{~person}と{dish}を作るので、作り方を順に書いてください。")
 _COOK = (
     frames("まず、{veg1:vegetable}を洗って{~cut}切ります。", "初めに、{~shop_quality}八百屋で{veg1:vegetable}と{veg2:vegetable}を買います。"),
     frames("次に、{veg2:vegetable}と{veg1:vegetable}を鍋に入れて{~minutes}煮ます。", "それから、{veg2:vegetable}を{~cut}切って、{veg1:vegetable}に加えます。"),
-    frames("火を弱くして、{~minutes}ほど待ってから味をつけます。", "{~minutes}たったら、{~seasoning}を少し入れて混ぜます。"),
+    frames("火を弱くして、{~minutes}ほど待ってから{~seasoning}と{~seasoning2}で味をつけます。", "{~minutes}たったら、{~seasoning}を少し入れて混ぜます。"),
     frames("最後に、{~colour}皿に盛ると{dish}のできあがりです。", "できた{dish}は、{~hot_drink}と一緒に食べるとおいしいです。"),
 )
-_ADVICE_ASKED = frames("{~weekday}に{place:public_place}で{~hobby.base}予定ですが、{sky.base:bad_weather}そうです。どうすればいいですか。", "{a:person}は{~since}{symptom.base:symptom}そうです。助言を書いてください。")
+_ADVICE_ASKED = frames("{~weekday}に{place:public_place}で{~hobby.base}予定ですが、{sky.base:bad_weather}そうなので、助言を書いてください。", "{a:person}は{~since}{symptom.base:symptom}そうなので、{b:person}の代わりに助言を書いてください。")
 _WEATHER_ADVICE = (
     frames("{sky.base:bad_weather}なら、{~weather_item}と{~weather_item}を持っていくといいです。", "{sky.base:bad_weather}前に、{place:public_place}の人に電話で聞いてみましょう。"),
     frames("{~day_clock}より前に家を出て、{~landmark}で様子を見てください。", "{place:public_place}の{~near}には{~shop}もあるので、そこで休めます。"),

@@ -180,6 +180,13 @@ def _define_purchases() -> None:
 _define_purchases()
 
 # --- speakers -----------------------------------------------------------------------------
-ROLES = "店員 客 先生 医者 駅員 司書 警察官 運転手 母 父 祖母 祖父 妻 夫 娘 息子 兄 姉 弟 妹".split()
-define("role", ROLES)
-define("speaker", [*NAMES, *ROLES])
+ROLES = "店員 医者 駅員 司書 警察官".split()
+define(
+    "speaker",
+    [
+        *NAMES,
+        *(f"{role}の{surname}" for role in ROLES for surname in people.SURNAMES),
+        *(f"{surname}先生" for surname in people.SURNAMES),
+        *(f"{kin}の{name}" for kin in ("父", "母", "祖父", "祖母", "兄", "姉") for name in NAMES),
+    ],
+)

@@ -14,6 +14,7 @@ from jgpt.data.microworld.frames import Forms, Random, define, frames, pick, slo
 from jgpt.data.microworld.lexicon import COUNTERS_OF_THINGS, FINE_WORDS
 from jgpt.data.microworld.nature import ANIMALS, WEEKDAYS
 from jgpt.data.microworld.people import Person
+from jgpt.data.microworld.things import SHOPS
 from jgpt.data.microworld.towns import PUBLIC_PLACES
 from jgpt.data.microworld.world import WORLD
 from jgpt.data.microworld.writer import Writer
@@ -25,15 +26,21 @@ Passage = tuple[list[str], list[Asked]]
 # --- slot types ---------------------------------------------------------------------------
 define("site", patterns=["{~town}の{~landmark}", "{~town}の{~shop_quality}{~shop}", "{~town}の{~place_quality}{~landmark}", "{~landmark}の{~near}", "{~place_quality}{~landmark}"])
 define("moment", patterns=["{~weekday}の{~daypart}", "{~month}の{~part_of_month}", "{~day_clock}", "昨日の{~daypart}"])
+define("stop", patterns=["{~town}の{~public_place}", "{~place_quality}{~public_place}"])
 define("place_act", predicates=[act for acts in PUBLIC_PLACES.values() for act in acts])
 define("spot_act", predicates=[f"{place}で{act}" for place, acts in PUBLIC_PLACES.items() for act in acts])
 define("wild_site", patterns=["{~town}の{~wild_place}", "{~wild_place}の{~near}", "{~place_quality}{~wild_place}"])
 define("count_any", patterns=[f"{{~count_{c}}}" for c in (*COUNTERS_OF_THINGS, "羽", "頭")])
 define("keepsake", "ボール 手紙 鍵 地図 写真 本 傘 箱 切符 時計 笛 かご 帽子 絵はがき".split())
 define("token", patterns=["{~colour}{~keepsake}", "古い{~keepsake}", "小さな{~keepsake}", "大切な{~keepsake}"])
+_TROUBLES = "財布を忘れる 道に迷う 友達に会う 鍵を落とす 転ぶ 傘をなくす 古い友達を見かける 面白い話を聞く".split()
 define(
     "cause",
-    predicates="雨が降る 道に迷う 財布を忘れる 電車に乗り遅れる 頭が痛くなる 雪が積もる 友達が来る 約束を思い出す 傘をなくす 明かりが消える 電話が鳴る お腹がすく 宿題が残る 風が強くなる 犬が逃げる 本を読み終わる",
+    predicates=[
+        *(f"{place}で{trouble}" for place in (*PUBLIC_PLACES, *SHOPS) for trouble in _TROUBLES),
+        *(f"{day}の約束を{change}" for day in WEEKDAYS for change in ("思い出す", "忘れる", "断る")),
+        *"雨が降る 電車に乗り遅れる 頭が痛くなる 雪が積もる 明かりが消える お腹がすく 風が強くなる".split(),
+    ],
 )
 for _counter in ("匹", "羽", "頭"):
     define(f"animal_{_counter}", [animal.name for animal in ANIMALS if animal.counter == _counter])
@@ -42,7 +49,7 @@ define("animal", [animal.name for animal in ANIMALS])
 
 _ANSWERS = frames(
     "{answer:person}です。", "{answer:site}です。", "{answer:wild_site}です。", "{answer:moment}です。", "{answer:count_any}です。", "{answer:fine_thing}です。",
-    "{answer:token}です。", "{answer.ta:cause}からです。", "{answer:public_place}です。", "{answer:weekday}です。", "{answer:town}です。",
+    "{answer:token}です。", "{answer.ta:cause}からです。", "{answer:public_place}です。", "{answer:stop}です。", "{answer:weekday}です。", "{answer:town}です。",
     "{answer:occupation}です。", "{answer:food}です。",
     "{answer.base:hobby}ことです。", "{answer.base:place_act}ことです。", "{answer:number}歳です。",
 )
@@ -132,19 +139,18 @@ def _passing(reader: Reader) -> Passage:
 
 
 # --- where someone is ------------------------------------------------------------------------
-_WENT = frames("{p:person}は{~moment}に{here:public_place}へ[行く|past]。", "{~later}、{p:person}は{here:public_place}に[着く|past]。", "{p:person}は{~at_ease}{here:public_place}まで[歩く|past]。")
-_WENT_ON = frames("それから{p:person}は{there:public_place}へ[移る|past]。", "{~later}、{p:person}は{here:public_place}を出て{there:public_place}へ[向かう|past]。", "{p:person}は{here:public_place}で{act.te:place_act}から、{there:public_place}へ[行く|past]。")
+_WENT = frames("{p:person}は{~moment}に{here:stop}へ[行く|past]。", "{~later}、{p:person}は{here:stop}に[着く|past]。", "{p:person}は{~at_ease}{here:stop}まで[歩く|past]。")
+_WENT_ON = frames("それから{p:person}は{there:stop}へ[移る|past]。", "{~later}、{p:person}は{here:stop}を出て{there:stop}へ[向かう|past]。", "{p:person}は{here:stop}で{~span}過ごしてから、{there:stop}へ[行く|past]。")
 _WHERE_NOW = frames("{p:person}は今どこにいますか。", "{p:person}が最後に行った所はどこですか。")
-_WHERE_FIRST = frames("{p:person}が初めに行った所はどこですか。", "{p:person}は{there:public_place}の前にどこにいましたか。")
+_WHERE_FIRST = frames("{p:person}が初めに行った所はどこですか。", "{p:person}は{there:stop}の前にどこにいましたか。")
 
 
 def _moving(reader: Reader) -> Passage:
     told, asked = [], []
     for _ in range(2):
         person = reader.person().name
-        here, there = reader.different("public_place", 2)
-        act = Forms(reader.pick(PUBLIC_PLACES[here]), reader.register)
-        told += [reader.say(_WENT, p=person, here=here), reader.say(_WENT_ON, there=there, act=act)]
+        here, there = reader.different("stop", 2)
+        told += [reader.say(_WENT, p=person, here=here), reader.say(_WENT_ON, there=there)]
         question, answer = reader.pick(((_WHERE_NOW, there), (_WHERE_FIRST, here)))
         asked.append((reader.say(question), answer))
     return told, asked
@@ -200,16 +206,16 @@ def _ages(reader: Reader) -> Passage:
 
 
 # --- plans of a week ----------------------------------------------------------------------
-_PLAN = frames("{p:person}は{day:weekday}に{here:public_place}へ[行く|nonpast]。", "{day:weekday}には、{p:person}は{here:public_place}で{~hobby.base}つもり[だ|nonpast]。", "{day:weekday}の{~daypart}は、{p:person}は{here:public_place}に[いる|nonpast]。")
+_PLAN = frames("{p:person}は{day:weekday}に{here:stop}へ[行く|nonpast]。", "{day:weekday}には、{p:person}は{here:stop}で{~span}過ごすつもり[だ|nonpast]。", "{day:weekday}の{~daypart}は、{p:person}は{here:stop}に[いる|nonpast]。")
 _PLAN_WHERE = frames("{day:weekday}に{p:person}はどこへ行きますか。", "{p:person}が{day:weekday}に行く所はどこですか。")
-_PLAN_WHEN = frames("{p:person}が{here:public_place}へ行くのは何曜日ですか。", "{p:person}は何曜日に{here:public_place}にいますか。")
+_PLAN_WHEN = frames("{p:person}が{here:stop}へ行くのは何曜日ですか。", "{p:person}は何曜日に{here:stop}にいますか。")
 
 
 def _week(reader: Reader) -> Passage:
     person = reader.person().name
     number = 3 + int(reader.random() * 2)
     days = sorted(reader.different("weekday", number), key=WEEKDAYS.index)
-    places = reader.different("public_place", number)
+    places = reader.different("stop", number)
     told, asked = [], []
     for day, here in zip(days, places):
         told.append(reader.say(_PLAN, p=person, day=day, here=here))
@@ -246,9 +252,9 @@ _COUNTED_ANIMALS = tuple(animal for animal in ANIMALS if animal.counter in ("匹
 _PROFILE = frames(
     "{full:full_name}は{town}に住む{age:number}歳の{job:occupation}[だ|nonpast]。",
     "{town}に住む{full:full_name}は{age:number}歳で、{job:occupation}[だ|nonpast]。",
-    "{full:full_name}は{job:occupation}で、{age:number}歳に[なる|nonpast]。住まいは{town}に[ある|nonpast]。",
+    "{full:full_name}は{age:number}歳の{job:occupation}で、住まいは{town}に[ある|nonpast]。",
 )
-_PROFILE_MORE = frames("{p:person}は{act.base:hobby}のが好きで、{~site}へよく[行く|nonpast]。好物は{food}[だ|nonpast]。", "好きな食べ物は{food}で、{~daypart}には{act.base:hobby}ことが[多い|nonpast]。")
+_PROFILE_MORE = frames("{p:person}は{act.base:hobby}のが好きで、{~site}で{food}をよく[食べる|nonpast]。", "好きな食べ物は{food}で、{~daypart}には{act.base:hobby}ことが[多い|nonpast]。")
 _PROFILE_JOB = frames("{full:full_name}は何をしている人ですか。")
 _PROFILE_AGE = frames("{full:full_name}は何歳ですか。", "{town}に住む{p:person}の年はいくつですか。")
 _PROFILE_TOWN = frames("{full:full_name}はどの町に住んでいますか。", "{p:person}が住んでいる町はどこですか。")
