@@ -42,7 +42,7 @@ class Level:
     y: float
 
 
-def ticks(low: float, high: float, number: int = 5) -> list[float]:
+def ticks(low: float, high: float, number: int = 6) -> list[float]:
     """About `number` round values from `low` to `high`."""
     if not high > low:
         return [low]

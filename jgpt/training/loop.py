@@ -22,7 +22,7 @@ from jgpt.config import Config
 from jgpt.training import report
 from jgpt.training import state as train_state
 from jgpt.training.evaluation import Evaluator
-from jgpt.training.metrics import Clock, JsonLines, TensorBoard, router_figures
+from jgpt.training.metrics import Clock, JsonLines, TensorBoard, expert_load
 from jgpt.training.progress import Display
 from jgpt.training.setup import Run, placed, set_up
 from jgpt.training.signals import Stopped, StopRequest
@@ -222,8 +222,9 @@ class Loop:
         if self.parts.peak_flops:
             figures["mfu"] = flops / self.parts.peak_flops
         if "router_assignments" in fetched:
-            figures |= router_figures(fetched["router_assignments"])
-        return figures
+            figures["load"] = expert_load(fetched["router_assignments"])
+        layers = {k: v.tolist() for k, v in fetched.items() if np.ndim(v) == 1}
+        return figures | layers
 
     def _check(self, figures: dict[str, float], step: int) -> None:
         if figures["consecutive_skipped"] >= self.config.train.max_nonfinite:

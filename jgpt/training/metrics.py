@@ -40,27 +40,11 @@ def peak_flops(device_kind: str) -> float | None:
     return next((peak for pattern, peak in PEAK_FLOPS if re.search(pattern, device_kind)), None)
 
 
-def router_figures(assignments: np.ndarray) -> dict[str, Any]:
-    """What the load of the experts says.
-
-    Args:
-        assignments: [L, E], tokens sent to each expert of each mixture-of-experts layer.
-
-    Returns:
-        `load`: nested lists [L][E], shares that sum to one per layer; `load_max_over_mean`: of the
-        worst layer, 1 is even and E is one expert for all; `load_entropy`: mean over layers, over
-        ln E, so that 1 is even.
-    """
+def expert_load(assignments: np.ndarray) -> list[list[float]]:
+    """Each expert's share of the assignments of its layer, from counts [L, E]; rows sum to one."""
     assignments = np.asarray(assignments, np.float64)
     share = assignments / np.maximum(assignments.sum(-1, keepdims=True), 1)
-    num_experts = share.shape[-1]
-    logs = np.log(np.where(share > 0, share, 1))
-    entropy = -(share * logs).sum(-1) / math.log(max(num_experts, 2))
-    return {
-        "load": [[round(float(x), 5) for x in layer] for layer in share],
-        "load_max_over_mean": float(share.max() * num_experts),
-        "load_entropy": float(entropy.mean()),
-    }
+    return [[round(float(x), 5) for x in layer] for layer in share]
 
 
 class Clock:

@@ -17,8 +17,8 @@ def summary(figures: Mapping[str, Any]) -> str:
         parts.append(f"{figures['tokens_per_second']:,.0f} tokens/s")
     if "mfu" in figures:
         parts.append(f"MFU {figures['mfu']:.1%}")
-    if "load_max_over_mean" in figures:
-        parts.append(f"load {figures['load_max_over_mean']:.2f}x")
+    if "moe/max_load" in figures:
+        parts.append(f"busiest expert {figures['moe/max_load']:.2f}x")
     if "data_wait_fraction" in figures:
         parts.append(f"data wait {figures['data_wait_fraction']:.1%}")
     return "  ".join(parts)

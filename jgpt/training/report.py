@@ -174,8 +174,11 @@ def _curves(train: list[dict], windows: list[dict]) -> str:
     def every(name: str) -> Series:
         return Series(name, steps, _column(train, name), "series-1", 1.5)
 
-    def window(name: str, color: str = "series-3") -> Series:
-        return Series(name, seen, _column(windows, name), color, 1.5)
+    def window(name: str) -> Series:
+        return Series(name, seen, _column(windows, name), "series-3", 1.5)
+
+    def moe(name: str) -> Series:
+        return Series(name, steps, _column(train, f"moe/{name}"), "series-2", 1.5)
 
     found = [
         line_chart("Learning rate", [every("learning_rate")], zero=True),
@@ -186,9 +189,11 @@ def _curves(train: list[dict], windows: list[dict]) -> str:
         ),
         line_chart("Goodput", [window("goodput")], zero=True, percent=True),
         line_chart("MFU", [window("mfu")], zero=True, percent=True),
-        line_chart("Busiest expert over the mean", [window("load_max_over_mean", "series-2")]),
-        line_chart("Balance loss (1 is even)", [window("balance", "series-2")]),
-        line_chart("Assignments dropped", [window("dropped", "series-2")], zero=True, percent=True),
+        line_chart("Busiest expert over the mean (1 is even)", [moe("max_load")]),
+        line_chart("Balance loss (1 is even)", [moe("balance")]),
+        line_chart("Entropy of the routers, nats", [moe("entropy")]),
+        line_chart("Router z-loss", [moe("z")], zero=True),
+        line_chart("Assignments dropped", [moe("dropped")], zero=True, percent=True),
     ]
     return f'<div class="charts small">{"".join(found)}</div>' if any(found) else ""
 
