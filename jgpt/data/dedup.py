@@ -12,7 +12,7 @@ import numpy as np
 
 NUM_HASHES = 128
 SHINGLE = 5
-_CHUNK = 2**14  # shingles hashed at a time: bounds memory to NUM_HASHES * 16 KiB * 8
+_CHUNK = 512  # shingles hashed at a time: 512 KiB, which stays in the processor's cache
 
 
 def shingle_hashes(text: str, size: int = SHINGLE) -> np.ndarray:
@@ -93,9 +93,8 @@ class NearDuplicates:
     def is_duplicate(self, text: str) -> bool:
         """Whether a kept text is at least this similar; remembers the text if none is."""
         signature = minhash(shingle_hashes(text))
-        keys = [
-            (band, part.tobytes()) for band, part in enumerate(np.split(signature, self._bands))
-        ]
+        data, width = signature.tobytes(), signature.nbytes // self._bands
+        keys = [(start, data[start : start + width]) for start in range(0, len(data), width)]
         candidates = {index for key in keys for index in self._buckets.get(key, ())}
         for index in candidates:
             if np.mean(self._signatures[index] == signature) >= self.threshold:

@@ -22,7 +22,7 @@ from jgpt.data.records import DataError
 from jgpt.data.stats import Counts
 from jgpt.data.transforms import document_segment
 
-REFILL_CHARACTERS = 8192
+REFILL_CHARACTERS = 2048
 REFILL_DOCUMENTS = 64
 """A shard tokenises about so much at once: batches are fast, but the first row must not wait."""
 
