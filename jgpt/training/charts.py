@@ -5,7 +5,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-WIDTH, HEIGHT = 460, 230
+WIDE, SMALL = (460, 230), (320, 180)
+"""Width and height of charts, in pixels where they are shown as they are."""
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 30
 MAX_POINTS = 400
 MAX_CELLS = 20_000
@@ -80,30 +81,41 @@ class Frame:
     y_low: float
     y_high: float
     log: bool
+    size: tuple[int, int]
+
+    @property
+    def right(self) -> float:
+        """Where the drawing ends."""
+        return self.size[0] - RIGHT
 
     def x(self, value: float) -> float:
         span = (self.x_high - self.x_low) or 1
-        return LEFT + (value - self.x_low) / span * (WIDTH - LEFT - RIGHT)
+        return LEFT + (value - self.x_low) / span * (self.right - LEFT)
 
     def y(self, value: float) -> float:
         scale = math.log if self.log else float
         low, high = scale(self.y_low), scale(self.y_high)
         part = (scale(value) - low) / ((high - low) or 1)
-        return HEIGHT - BOTTOM - min(max(part, 0), 1) * (HEIGHT - TOP - BOTTOM)
+        bottom = self.size[1] - BOTTOM
+        return bottom - min(max(part, 0), 1) * (bottom - TOP)
 
 
 def _frame(
-    points: list[list[tuple[float, float]]], levels: Sequence[Level], zero: bool, log: bool
+    points: list[list[tuple[float, float]]],
+    levels: Sequence[Level],
+    zero: bool,
+    log: bool,
+    size: tuple[int, int],
 ) -> Frame:
     xs = [x for line in points for x, _ in line]
     ys = [y for line in points for _, y in line] + [level.y for level in levels]
     low, high = min(ys), max(ys)
     if log:
         low, high = max(low, 1e-12), max(high, 1e-12)
-        return Frame(min(xs), max(xs), low / 1.1, high * 1.1, log)
+        return Frame(min(xs), max(xs), low / 1.1, high * 1.1, log, size)
     low = 0.0 if zero else low - 0.04 * (high - low)
     high = high + 0.04 * (high - low) or 1.0
-    return Frame(min(xs), max(xs), low, high if high > low else low + 1, log)
+    return Frame(min(xs), max(xs), low, high if high > low else low + 1, log, size)
 
 
 def line_chart(
@@ -114,6 +126,7 @@ def line_chart(
     zero: bool = False,
     log: bool = False,
     percent: bool = False,
+    size: tuple[int, int] = WIDE,
 ) -> str:
     """A titled figure of lines over training steps; '' where there is nothing to draw.
 
@@ -124,6 +137,7 @@ def line_chart(
         zero: the axis starts at 0.
         log: logarithmic axis; values must be positive.
         percent: axis labels in percent.
+        size: width and height.
     """
     drawn = [(s, p) for s in series if (p := s.points())]
     if log:
@@ -131,11 +145,11 @@ def line_chart(
         drawn = [(s, p) for s, p in drawn if p]
     if not drawn:
         return ""
-    frame = _frame([p for _, p in drawn], levels, zero, log)
+    frame = _frame([p for _, p in drawn], levels, zero, log, size)
     parts = [*_axes(frame, percent), *(_level(frame, level) for level in levels)]
     parts += [_dots(frame, s, p) if s.dots else _line(frame, s, p) for s, p in drawn]
     svg = (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)}">'
+        f'<svg viewBox="0 0 {size[0]} {size[1]}" role="img" aria-label="{html.escape(title)}">'
         f"{''.join(parts)}</svg>"
     )
     return f"<figure><figcaption>{html.escape(title)}{_legend(drawn)}</figcaption>{svg}</figure>"
@@ -159,13 +173,13 @@ def _axes(frame: Frame, percent: bool) -> list[str]:
         y = frame.y(value)
         text = f"{value * 100:.4g}%" if percent else label(value)
         parts.append(
-            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            f'<line class="grid" x1="{LEFT}" x2="{frame.right}" y1="{y:.1f}" y2="{y:.1f}"/>'
             f'<text class="tick" x="{LEFT - 7}" y="{y + 3.5:.1f}" text-anchor="end">{text}</text>'
         )
-    for value in ticks(frame.x_low, frame.x_high):
+    for value in ticks(frame.x_low, frame.x_high, frame.size[0] // 75):
         x = frame.x(value)
         parts.append(
-            f'<text class="tick" x="{x:.1f}" y="{HEIGHT - 11}" text-anchor="middle">'
+            f'<text class="tick" x="{x:.1f}" y="{frame.size[1] - 11}" text-anchor="middle">'
             f"{label(value)}</text>"
         )
     return parts
@@ -174,8 +188,8 @@ def _axes(frame: Frame, percent: bool) -> list[str]:
 def _level(frame: Frame, level: Level) -> str:
     y = frame.y(level.y)
     return (
-        f'<line class="level" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        f'<text class="level" x="{WIDTH - RIGHT - 2}" y="{y - 5:.1f}" text-anchor="end">'
+        f'<line class="level" x1="{LEFT}" x2="{frame.right}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        f'<text class="level" x="{frame.right - 2}" y="{y - 5:.1f}" text-anchor="end">'
         f"{html.escape(level.name)} {level.y:.3f}</text>"
     )
 
@@ -208,7 +222,8 @@ def heat_map(title: str, steps: Sequence[int], rows: Sequence[Sequence[float]], 
         top: value of the strongest colour.
     """
     columns, height = len(steps), max(6, min(18, 260 // len(rows)))
-    width = (WIDTH - 34) / columns
+    full = WIDE[0]
+    width = (full - 34) / columns
     cells = []
     for j, row in enumerate(rows):
         for i, value in enumerate(row):
@@ -225,11 +240,11 @@ def heat_map(title: str, steps: Sequence[int], rows: Sequence[Sequence[float]], 
     bottom = len(rows) * height
     ends = (
         f'<text class="tick" x="28" y="{bottom + 14}">step {steps[0]}</text>'
-        f'<text class="tick" x="{WIDTH - 6}" y="{bottom + 14}" text-anchor="end">{steps[-1]}</text>'
+        f'<text class="tick" x="{full - 6}" y="{bottom + 14}" text-anchor="end">{steps[-1]}</text>'
     )
     return (
         f"<figure><figcaption>{html.escape(title)}</figcaption>"
-        f'<svg class="heat" viewBox="0 0 {WIDTH} {bottom + 20}" role="img" '
+        f'<svg class="heat" viewBox="0 0 {full} {bottom + 20}" role="img" '
         f'aria-label="{html.escape(title)}">{"".join(cells)}{ends}</svg></figure>'
     )
 

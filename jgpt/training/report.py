@@ -180,20 +180,21 @@ def _curves(train: list[dict], windows: list[dict]) -> str:
     def moe(name: str) -> Series:
         return Series(name, steps, _column(train, f"moe/{name}"), "series-2", 1.5)
 
+    def chart(title: str, series: Series, **kwargs: bool) -> str:
+        return line_chart(title, [series], size=charts.SMALL, **kwargs)
+
     found = [
-        line_chart("Learning rate", [every("learning_rate")], zero=True),
-        line_chart("Gradient norm, before clipping", [every("grad_norm")], log=True),
-        line_chart("Tokens per second", [window("tokens_per_second")], zero=True),
-        line_chart(
-            "Time waiting for data", [window("data_wait_fraction")], zero=True, percent=True
-        ),
-        line_chart("Goodput", [window("goodput")], zero=True, percent=True),
-        line_chart("MFU", [window("mfu")], zero=True, percent=True),
-        line_chart("Busiest expert over the mean (1 is even)", [moe("max_load")]),
-        line_chart("Balance loss (1 is even)", [moe("balance")]),
-        line_chart("Entropy of the routers, nats", [moe("entropy")]),
-        line_chart("Router z-loss", [moe("z")], zero=True),
-        line_chart("Assignments dropped", [moe("dropped")], zero=True, percent=True),
+        chart("Learning rate", every("learning_rate"), zero=True),
+        chart("Gradient norm, before clipping", every("grad_norm"), log=True),
+        chart("Tokens per second", window("tokens_per_second"), zero=True),
+        chart("Time waiting for data", window("data_wait_fraction"), zero=True, percent=True),
+        chart("Goodput", window("goodput"), zero=True, percent=True),
+        chart("MFU", window("mfu"), zero=True, percent=True),
+        chart("Busiest expert over the mean", moe("max_load")),
+        chart("Balance loss (1 is even)", moe("balance")),
+        chart("Entropy of the routers, nats", moe("entropy")),
+        chart("Router z-loss", moe("z"), zero=True),
+        chart("Assignments dropped", moe("dropped"), zero=True, percent=True),
     ]
     return f'<div class="charts small">{"".join(found)}</div>' if any(found) else ""
 
