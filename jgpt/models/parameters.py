@@ -18,10 +18,12 @@ from jgpt.trees import map_with_path, path_string
 from jgpt.typing import Array, PyTree
 
 
+@functools.lru_cache(maxsize=64)
 def _boxes(config: ModelConfig) -> PyTree:
     """A `Parameter` box in place of each parameter of `init`; shapes and dtypes for values.
 
-    Traced in the scanned form, which meets every kind of layer only a few times.
+    Traced in the scanned form, which meets every kind of layer only a few times. The result is
+    shared between callers: map over it, never change it.
     """
     if config.vocab_size < 1:
         raise ConfigError("model.vocab_size is 0; set it to the tokenizer's number of pieces")
