@@ -90,7 +90,9 @@ class GeneratedTexts:
 
     def __init__(self, documents: Sequence[Any], name: str, fraction: float):
         self.name = name
-        self.fingerprint = hashlib.sha256(f"{name} {documents[0].text}".encode()).hexdigest()[:16]
+        sample = "\n".join(documents[i].text for i in range(min(50, len(documents))))
+        identity = f"{name} {len(documents)}\n{sample}"
+        self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:16]
         self._documents = documents
         self._fraction = fraction
 
