@@ -24,6 +24,9 @@ def parse(argv: Sequence[str]) -> list[str]:
         rest = flags.FLAGS(argv)
         if CONFIG.value is None:
             raise ValueError("give --config=FILE, such as --config=configs/moe_small.py")
+        path = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
+        if not os.path.isfile(path):
+            raise ValueError(f"there is no config file {path!r}; see configs/")
         if rest[1:]:
             raise ValueError(f"{rest[1]!r} is no flag; overrides are --config.SECTION.FIELD=VALUE")
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
