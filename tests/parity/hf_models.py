@@ -37,7 +37,7 @@ GPT_NEOX = {
     "layers_{i}/ffn/up": "gpt_neox.layers.{i}.mlp.dense_h_to_4h",
     "layers_{i}/ffn/down": "gpt_neox.layers.{i}.mlp.dense_4h_to_h",
     "final_norm": "gpt_neox.final_layer_norm",
-    "head": "embed_out",
+    "head": "lm_head",
 }
 
 GPT2 = {

@@ -214,9 +214,10 @@ def nested(flat):
     return tree
 
 
-def error(found, expected):
+def error(found, expected, floor=0.0):
+    """Largest difference over the largest expected entry, or over `floor` if that is more."""
     found, expected = np.asarray(found), np.asarray(expected)
-    return np.abs(found - expected).max() / np.abs(expected).max()
+    return np.abs(found - expected).max() / max(np.abs(expected).max(), floor)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -248,8 +249,10 @@ def test_logits_loss_and_gradients(name):
     assert error(loss, out.loss.detach()) < 1e-5
     gradient_arrays = hf_models.tensors(model, gradients=True)
     expected = hf_models.params_like(template, gradient_arrays, names, fused)
+    # A key's bias moves all of a query's scores alike: its gradient is 0 but for rounding.
+    floor = 1e-3 * max(np.abs(leaf).max() for leaf in expected.values())
     for path, leaf in leaves_by_path(gradients).items():
-        assert error(leaf, expected[path]) < 1e-4, path
+        assert error(leaf, expected[path], floor) < 1e-4, path
 
 
 def test_mixtral_balance_loss_is_k_times_ours_over_all_layers_pooled():
