@@ -35,9 +35,7 @@ def final_answer(response: str) -> str:
 
 def _lists_members(candidate: str, category: str, number: int) -> bool:
     named = [item for item in candidate.split("、") if item]
-    return (
-        len(named) == number == len(set(named)) and set(named) <= set(WORLD.members[category])
-    )
+    return len(named) == number == len(set(named)) and set(named) <= set(WORLD.members[category])
 
 
 def check_answer(document: Document, candidate: str) -> bool:

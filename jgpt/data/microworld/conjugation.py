@@ -8,6 +8,7 @@ A form is a name such as ``te``, or a chain of derivations ended by a form such 
 The forms of ``FINAL_FORMS`` end a sentence and follow the register (行った, 行きました); all
 others are the same in both registers.
 """
+# ruff: noqa: E501, SIM905  (tables and word lists stay on one line, to be read)
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 In running prose small numbers stand in kanji (三冊); prices, ages and sums stand in digits (120円).
 """
+# ruff: noqa: SIM905  (tables and word lists stay on one line, to be read)
 
 from __future__ import annotations
 
@@ -10,7 +11,9 @@ _READINGS = ("", "いち", "に", "さん", "よん", "ご", "ろく", "なな",
 
 # Native numerals, and the two counters that borrow from them.
 _TSU = "ひとつ ふたつ みっつ よっつ いつつ むっつ ななつ やっつ ここのつ とお".split()
-_NIN = "ひとり ふたり さんにん よにん ごにん ろくにん ななにん はちにん きゅうにん じゅうにん".split()
+_NIN = (
+    "ひとり ふたり さんにん よにん ごにん ろくにん ななにん はちにん きゅうにん じゅうにん".split()
+)
 
 # counter: (reading, reading after 一六八十, reading after 三). The second says that the number
 # itself is clipped (いっ, ろっ, はっ, じゅっ); None: no number changes.

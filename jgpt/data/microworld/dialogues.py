@@ -12,10 +12,12 @@ from typing import NamedTuple
 from jgpt.data.microworld import people
 from jgpt.data.microworld.conjugation import PLAIN, POLITE
 from jgpt.data.microworld.counters import count
-from jgpt.data.microworld.dialogue_scripts import SCRIPTS, Script
+from jgpt.data.microworld.dialogue_turn import Script
+from jgpt.data.microworld.dialogues_at_home import HOME_SCRIPTS
+from jgpt.data.microworld.dialogues_in_town import TOWN_SCRIPTS
 from jgpt.data.microworld.frames import Random, pick
 from jgpt.data.microworld.lexicon import FINE_WORDS, ROLES
-from jgpt.data.microworld.nature import MONTHS
+from jgpt.data.microworld.nature import MONTHS, WEEKDAYS
 from jgpt.data.microworld.world import WORLD
 from jgpt.data.microworld.writer import Writer
 
@@ -118,14 +120,16 @@ def _prepare(writer: Writer, calls: tuple[str, str]) -> None:
         total=total,
         paid=paid,
         change=paid - total,
-        day=_WEEKDAYS[weekday],
-        other_day=_WEEKDAYS[(weekday + 1 + int(random() * 6)) % 7],
+        day=WEEKDAYS[weekday],
+        other_day=WEEKDAYS[(weekday + 1 + int(random() * 6)) % 7],
     )
 
 
 _WANTED = ("本", "文房具", "切り花", "菓子", "果物", "服", "おもちゃ", "飲み物", "日用品", "パン")
 _CHEAP = tuple(thing for thing in WORLD.things if thing.category in _WANTED)
-_WEEKDAYS = tuple("月曜日 火曜日 水曜日 木曜日 金曜日 土曜日 日曜日".split())
+
+
+_SCRIPTS = (*TOWN_SCRIPTS, *HOME_SCRIPTS)
 
 
 def _act(script: Script, writer: Writer) -> str:
@@ -142,4 +146,4 @@ def _act(script: Script, writer: Writer) -> str:
 
 def make(random: Random) -> tuple[str, None, None]:
     """A dialogue as a document: it asks for nothing."""
-    return _act(pick(SCRIPTS, random), Writer(random)), None, None
+    return _act(pick(_SCRIPTS, random), Writer(random)), None, None

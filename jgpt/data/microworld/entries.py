@@ -3,47 +3,20 @@
 Each entry tells some of the facts of its subject in a random order: what it says about the
 world is true in ``WORLD``.
 """
-# ruff: noqa: E501  (a sentence frame stays on one line, to be read as a sentence)
 
 from __future__ import annotations
 
-from jgpt.data.microworld import phrases, questions  # noqa: F401  (define slot types used here)
+from jgpt.data.microworld import entry_words  # noqa: F401  (defines slot types used here)
 from jgpt.data.microworld.conjugation import Forms
 from jgpt.data.microworld.counters import count
-from jgpt.data.microworld.frames import Random, define, frames, pick
-from jgpt.data.microworld.lexicon import COUNTERS_OF_THINGS, FINE_WORDS
+from jgpt.data.microworld.frames import Random, frames, pick
+from jgpt.data.microworld.lexicon import FINE_WORDS
 from jgpt.data.microworld.nature import ANIMALS, MONTHS, PLANTS, SEASON_QUALITY, SEASONS, season_of
 from jgpt.data.microworld.people import JOBS, RETIRED, relation
 from jgpt.data.microworld.things import THINGS
 from jgpt.data.microworld.towns import TOWNS
 from jgpt.data.microworld.world import WORLD
 from jgpt.data.microworld.writer import Writer
-
-# --- slot types ---------------------------------------------------------------------------
-define("workplace", dict.fromkeys(place for place, _, _ in JOBS.values()))
-define("duty_act", predicates=dict.fromkeys(act for _, act, _ in JOBS.values()))
-define("work_tool", dict.fromkeys(tool for _, _, tool in JOBS.values()))
-define("landscape", [town.landscape for town in TOWNS])
-define("town_place", dict.fromkeys(place for town in TOWNS for place in town.places))
-define("animal_class", dict.fromkeys(animal.animal_class for animal in ANIMALS))
-define("habitat", dict.fromkeys(animal.habitat for animal in ANIMALS))
-define("animal_food", dict.fromkeys(animal.food for animal in ANIMALS))
-define("animal_quality", predicates=dict.fromkeys(animal.quality for animal in ANIMALS))
-define("animal_act", predicates=dict.fromkeys(animal.act for animal in ANIMALS))
-define("plant", [plant.name for plant in PLANTS])
-define("petal", dict.fromkeys(plant.colour for plant in PLANTS))
-define("plant_place", dict.fromkeys(plant.habitat for plant in PLANTS))
-define("plant_kind", dict.fromkeys(plant.kind for plant in PLANTS))
-define("season_quality", SEASON_QUALITY.values())
-define("one_price", patterns=[f"一{c}{{~number}}円" for c in COUNTERS_OF_THINGS])
-define("counting", patterns=[f"一{c}、二{c}、三{c}" for c in (*COUNTERS_OF_THINGS, "羽", "頭")])
-define("more_or_less", predicates="多い 少ない")
-define("dear_or_cheap", predicates="高い 安い")
-define("larger_or_smaller", predicates="大きい 小さい")
-define("older_or_younger", ["年上", "年下"])
-define("bird", [animal.name for animal in ANIMALS if animal.animal_class == "鳥"])
-define("zoo", "動物園 水族館 草むら".split())
-define("said_by", patterns=["{~person}の話では、", "{~town}の{~person}によると、", "{~weekday}の新聞によると、", "{~place_quality}図書館の本によると、"])
 
 Facts = list[str]
 
@@ -94,19 +67,31 @@ def _person(writer: Writer) -> tuple[str, Facts]:
     facts = [writer.say(frame) for frame in writer.shuffled(list(_PERSON_FACTS))[:3]]
     if person.job in JOBS:
         place, duty, tool = JOBS[person.job]
-        facts.append(writer.say(_PERSON_WORK, workplace=place, tool=tool, duty=Forms(duty, writer.register)))
-    family = [(kin, other) for other in WORLD.households[person.household] if (kin := relation(person, other))]
+        facts.append(
+            writer.say(_PERSON_WORK, workplace=place, tool=tool, duty=Forms(duty, writer.register))
+        )
+    family = [
+        (kin, other)
+        for other in WORLD.households[person.household]
+        if (kin := relation(person, other))
+    ]
     family = [(kin, other) for kin, other in family if kin != "孫"]
     if family:
         kin, other = pick(tuple(family), writer.random)
         gap = abs(other.age - person.age)
         frame = writer.pick(_PERSON_KIN if gap else _PERSON_KIN[1:])
-        facts.append(writer.say(frame, kin=kin, k=other.name, k_age=other.age, gap=gap, k_food=other.food))
+        facts.append(
+            writer.say(frame, kin=kin, k=other.name, k_age=other.age, gap=gap, k_food=other.food)
+        )
     other = pick(WORLD.people_of_town[person.town], writer.random)
     if other.age != person.age and other.job != RETIRED:
         relative_age = "年上" if person.age > other.age else "年下"
         gap = abs(other.age - person.age)
-        facts.append(writer.say(_PERSON_OTHER, o=other.name, gap=gap, older_or_younger=relative_age, o_job=other.job))
+        facts.append(
+            writer.say(
+                _PERSON_OTHER, o=other.name, gap=gap, older_or_younger=relative_age, o_job=other.job
+            )
+        )
     return intro, facts
 
 
@@ -140,7 +125,10 @@ def _town(writer: Writer) -> tuple[str, Facts]:
     while resident.job == RETIRED:
         resident = pick(WORLD.people_of_town[town.name], writer.random)
     places = writer.shuffled(list(town.places))
-    thing = pick(WORLD.goods[pick(tuple(p for p in places if p in WORLD.goods), writer.random)], writer.random)
+    thing = pick(
+        WORLD.goods[pick(tuple(p for p in places if p in WORLD.goods), writer.random)],
+        writer.random,
+    )
     gap = town.population - other.population
     writer.cast.update(
         town=town.name,
@@ -162,7 +150,9 @@ def _town(writer: Writer) -> tuple[str, Facts]:
         thing=thing.name,
         one_price=f"一{thing.counter}{thing.price}円",
     )
-    return writer.say(_TOWN), [writer.say(frame) for frame in writer.shuffled(list(_TOWN_FACTS))[:6]]
+    return writer.say(_TOWN), [
+        writer.say(frame) for frame in writer.shuffled(list(_TOWN_FACTS))[:6]
+    ]
 
 
 # --- things -------------------------------------------------------------------------------
@@ -186,9 +176,15 @@ _THING_FACTS = frames(
 
 def _thing(writer: Writer) -> tuple[str, Facts]:
     thing = pick(THINGS, writer.random)
-    alike = [o for o in THINGS if o.price != thing.price and o.price < 4 * thing.price < 16 * o.price]
+    alike = [
+        o for o in THINGS if o.price != thing.price and o.price < 4 * thing.price < 16 * o.price
+    ]
     other = pick(tuple(alike), writer.random)
-    relatives = [other for other in WORLD.goods[thing.shop] if other is not thing and other.category == thing.category]
+    relatives = [
+        other
+        for other in WORLD.goods[thing.shop]
+        if other is not thing and other.category == thing.category
+    ]
     towns = writer.shuffled([town.name for town in TOWNS if thing.shop in town.places])
     n, m = writer.number(2, 6), writer.number(2, 6)
     fine = FINE_WORDS[thing.category]
@@ -235,8 +231,14 @@ _ANIMAL_FACTS = frames(
     "{~town}の{~person}は、{animal}が{act.base:animal_act}わけを{~duration}[調べる|past]。",
 )
 
-_LEGS = frames("{animal}の足は{legs:number}本で、{other:animal}の足は{legs2:number}本[だ|nonpast]。", "{~person}は{animal}の足が{legs:number}本で、{other:animal}の足が{legs2:number}本だと[習う|past]。")
-_SAME_LEGS = frames("{animal}の足も{other:animal}の足も{legs:number}本[だ|nonpast]。", "{animal}には、{other:animal}と同じく足が{legs:number}本[ある|nonpast]。")
+_LEGS = frames(
+    "{animal}の足は{legs:number}本で、{other:animal}の足は{legs2:number}本[だ|nonpast]。",
+    "{~person}は{animal}の足が{legs:number}本で、{other:animal}の足が{legs2:number}本だと[習う|past]。",
+)
+_SAME_LEGS = frames(
+    "{animal}の足も{other:animal}の足も{legs:number}本[だ|nonpast]。",
+    "{animal}には、{other:animal}と同じく足が{legs:number}本[ある|nonpast]。",
+)
 
 
 def _animal(writer: Writer) -> tuple[str, Facts]:
@@ -244,7 +246,9 @@ def _animal(writer: Writer) -> tuple[str, Facts]:
     other = pick(ANIMALS, writer.random)
     while other is animal:
         other = pick(ANIMALS, writer.random)
-    relatives = tuple(a for a in ANIMALS if a.animal_class == animal.animal_class and a is not animal)
+    relatives = tuple(
+        a for a in ANIMALS if a.animal_class == animal.animal_class and a is not animal
+    )
     intro_frames = _ANIMAL if relatives else (_ANIMAL[0], _ANIMAL[1], _ANIMAL[3])
     register = writer.register
     writer.cast.update(
@@ -303,7 +307,9 @@ def _plant(writer: Writer) -> tuple[str, Facts]:
         season=season_of(plant.month),
         other=other.name,
     )
-    return writer.say(_PLANT), [writer.say(frame) for frame in writer.shuffled(list(_PLANT_FACTS))[:5]]
+    return writer.say(_PLANT), [
+        writer.say(frame) for frame in writer.shuffled(list(_PLANT_FACTS))[:5]
+    ]
 
 
 # --- jobs and seasons ---------------------------------------------------------------------
@@ -370,10 +376,25 @@ def _season(writer: Writer) -> tuple[str, Facts]:
         plant=plant.name,
         plant_place=plant.habitat,
     )
-    return writer.say(_SEASON), [writer.say(frame) for frame in writer.shuffled(list(_SEASON_FACTS))[:5]]
+    return writer.say(_SEASON), [
+        writer.say(frame) for frame in writer.shuffled(list(_SEASON_FACTS))[:5]
+    ]
 
 
-_SUBJECTS = (_person, _person, _person, _town, _town, _thing, _thing, _animal, _animal, _plant, _job, _season)
+_SUBJECTS = (
+    _person,
+    _person,
+    _person,
+    _town,
+    _town,
+    _thing,
+    _thing,
+    _animal,
+    _animal,
+    _plant,
+    _job,
+    _season,
+)
 
 
 def make(random: Random) -> tuple[str, None, None]:

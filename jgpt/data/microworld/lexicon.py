@@ -1,4 +1,5 @@
 """The slot types that all kinds of text share: people, places, times, things, manners."""
+# ruff: noqa: SIM905  (tables and word lists stay on one line, to be read)
 
 from __future__ import annotations
 
@@ -32,20 +33,20 @@ define("public_place", PUBLIC_PLACES)
 define("shop", things.SHOPS)
 define("outdoor_place", OUTDOOR_PLACES)
 define("landmark", [*PUBLIC_PLACES, *things.SHOPS, "橋", "交番", "学校", "バス停"])
-define("near", "前 裏 隣 近く 向かい".split())
-define("place_quality", "小さな 古い 新しい 静かな にぎやかな 明るい 広い 有名な".split())
-define("shop_quality", "小さな 古い 新しい 明るい いつもの なじみの 評判の".split())
-define("direction", "東 西 南 北".split())
+define("near", "前 裏 隣 近く 向かい")
+define("place_quality", "小さな 古い 新しい 静かな にぎやかな 明るい 広い 有名な")
+define("shop_quality", "小さな 古い 新しい 明るい いつもの なじみの 評判の")
+define("direction", "東 西 南 北")
 
 # --- times --------------------------------------------------------------------------------
 define("season", SEASONS)
 define("month", MONTHS)
 define("weekday", WEEKDAYS)
-define("daypart", "朝 昼 午後 夕方 夜".split())
+define("daypart", "朝 昼 午後 夕方 夜")
 define("hour", [f"{kanji}時" for kanji in "一 二 三 四 五 六 七 八 九 十 十一 十二".split()])
 define("half", ["", "半"])
 define("clock", patterns=["午前{~hour}{~half}", "午後{~hour}{~half}"])
-define("part_of_month", "初め 半ば 終わり".split())
+define("part_of_month", "初め 半ば 終わり")
 define(
     "morning",
     patterns=[
@@ -68,22 +69,22 @@ define(
         "{~season}の{~weekday}",
     ],
 )
-define("later", "しばらくして 少したって 昼過ぎに 夕方になって その日の午後 次の日 三日後に 週末に".split())
-define("soon", "すぐに 急いで 慌てて まっすぐ 早足で その足で".split())
-define("next_day", "次の日 次の日の朝 翌日の昼 二日後 三日後 次の週 次の日曜日".split())
-define("evening", "その日の夕方 日が暮れるころ 夜になって その晩 寝る前に その夜遅く その日の夜".split())
+define("later", "しばらくして 少したって 昼過ぎに 夕方になって その日の午後 次の日 三日後に 週末に")
+define("soon", "すぐに 急いで 慌てて まっすぐ 早足で その足で")
+define("next_day", "次の日 次の日の朝 翌日の昼 二日後 三日後 次の週 次の日曜日")
+define("evening", "その日の夕方 日が暮れるころ 夜になって その晩 寝る前に その夜遅く その日の夜")
 define("minutes", [f"{number}分" for number in (5, 10, 15, 20, 30, 40, 45)])
-define("duration", "三十分ほど 一時間ほど 二時間ほど しばらく 長い間 夕方まで 昼まで 日が沈むまで".split())
+define("duration", "三十分ほど 一時間ほど 二時間ほど しばらく 長い間 夕方まで 昼まで 日が沈むまで")
 
 # --- manners, degrees, connectives ---------------------------------------------------------
-define("manner", "ゆっくり 静かに 丁寧に 熱心に 楽しそうに 一人で 落ち着いて 少しずつ".split())
-define("kindly", "優しく 親切に にっこり笑って 喜んで 明るい声で うれしそうに 快く".split())
-define("degree", "とても 少し 本当に ずいぶん かなり".split())
-define("so", "それで、 そこで、 そのため、 だから、".split())
-define("feeling_good", predicates="うれしい 楽しい 幸せだ 満足だ 得意だ 誇らしい".split())
-define("sky", "青い空 白い雲 薄い雲 灰色の雲 高い空 まぶしい日差し".split())
-define("wind", "冷たい風 暖かい風 強い風 涼しい風 湿った風 乾いた風".split())
-define("colour", "赤い 青い 白い 黒い 黄色い 緑の 茶色い".split())
+define("manner", "ゆっくり 静かに 丁寧に 熱心に 楽しそうに 一人で 落ち着いて 少しずつ")
+define("kindly", "優しく 親切に にっこり笑って 喜んで 明るい声で うれしそうに 快く")
+define("degree", "とても 少し 本当に ずいぶん かなり")
+define("so", "それで、 そこで、 そのため、 だから、")
+define("feeling_good", predicates="うれしい 楽しい 幸せだ 満足だ 得意だ 誇らしい")
+define("sky", "青い空 白い雲 薄い雲 灰色の雲 高い空 まぶしい日差し")
+define("wind", "冷たい風 暖かい風 強い風 涼しい風 湿った風 乾いた風")
+define("colour", "赤い 青い 白い 黒い 黄色い 緑の 茶色い")
 
 # --- things -------------------------------------------------------------------------------
 define("thing", (thing.name for thing in WORLD.things))
@@ -138,13 +139,17 @@ def _define_things() -> None:
     define("fine_thing", patterns=[f"{{~fine_{category}}}" for category in things.QUALITIES])
     define(
         "fine_keepsake",
-        patterns=[f"{{~fine_{c}}}" for c in ("本", "おもちゃ", "時計", "楽器", "家具", "服", "文房具")],
+        patterns=[
+            f"{{~fine_{c}}}" for c in ("本", "おもちゃ", "時計", "楽器", "家具", "服", "文房具")
+        ],
     )
     foods = [*things.FOOD_CATEGORIES]
     define("fine_food", patterns=[f"{{~fine_{category}}}" for category in foods])
     define(
         "fine_present",
-        patterns=[f"{{~fine_{c}}}" for c in ("本", "切り花", "菓子", "果物", "服", "おもちゃ", "飲み物")],
+        patterns=[
+            f"{{~fine_{c}}}" for c in ("本", "切り花", "菓子", "果物", "服", "おもちゃ", "飲み物")
+        ],
     )
 
 

@@ -1,4 +1,5 @@
 """Animals, plants, seasons, months and days."""
+# ruff: noqa: E501, SIM905  (tables and word lists stay on one line, to be read)
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
 """The people of the world: names, households, jobs, hobbies."""
+# ruff: noqa: E501, SIM905  (tables and word lists stay on one line, to be read)
 
 from __future__ import annotations
 
@@ -80,7 +81,9 @@ FAVOURITE_FOODS = tuple(
     ハンバーグ 茶碗蒸し 肉じゃが 焼きそば 団子 プリン 桃 りんご みかん チーズ 豆腐 栗ご飯
     """.split()
 )
-PET_NAMES = tuple("タマ ポチ モモ クロ シロ ミケ コロ ハナ チビ ゴン リク ソラ マメ フク トラ ルナ".split())
+PET_NAMES = tuple(
+    "タマ ポチ モモ クロ シロ ミケ コロ ハナ チビ ゴン リク ソラ マメ フク トラ ルナ".split()
+)
 PET_KINDS = ("猫", "犬", "うさぎ", "小鳥", "亀", "金魚")
 
 # The words of the family, by the age order and the sex of the one who is spoken of.
@@ -133,7 +136,9 @@ def _school(age: int) -> str:
     return level
 
 
-def make_people(towns: tuple[str, ...], seed: int = 1) -> tuple[tuple[Person, ...], tuple[Pet, ...]]:
+def make_people(
+    towns: tuple[str, ...], seed: int = 1
+) -> tuple[tuple[Person, ...], tuple[Pet, ...]]:
     """Builds one household per surname, always the same for the same seed."""
     draw = random.Random(seed).random
     males, females = list(MALE_NAMES), list(FEMALE_NAMES)
@@ -169,7 +174,13 @@ def make_people(towns: tuple[str, ...], seed: int = 1) -> tuple[tuple[Person, ..
         town = towns[household % len(towns)]
         father_age = 31 + int(draw() * 18)
         if draw() < 0.35:
-            add("男" if draw() < 0.5 else "女", father_age + 24 + int(draw() * 8), 0, household, town)
+            add(
+                "男" if draw() < 0.5 else "女",
+                father_age + 24 + int(draw() * 8),
+                0,
+                household,
+                town,
+            )
         add("男", father_age, 1, household, town)
         add("女", father_age - 3 + int(draw() * 6), 1, household, town)
         child_age = max(6, father_age - 26)
@@ -191,9 +202,9 @@ def relation(person: Person, other: Person) -> str | None:
     """
     if person.household != other.household or person is other:
         return None
-    if {person.generation, other.generation} == {0, 1}:
-        if "女" in (person.sex if person.generation == 1 else other.sex):
-            return None
+    middle = person if person.generation == 1 else other
+    if {person.generation, other.generation} == {0, 1} and middle.sex == "女":
+        return None
     if person.generation == other.generation:
         if person.generation == 1:
             return SPOUSE[other.sex]

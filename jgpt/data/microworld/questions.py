@@ -8,13 +8,14 @@ on, where someone is now, who of three is the oldest.
 
 from __future__ import annotations
 
-from jgpt.data.microworld import phrases  # noqa: F401  (defines slot types used here)
+from itertools import pairwise
+
+from jgpt.data.microworld import question_words  # noqa: F401  (defines slot types used here)
 from jgpt.data.microworld.counters import count
-from jgpt.data.microworld.frames import Forms, Random, define, frames, pick, slot_type
-from jgpt.data.microworld.lexicon import COUNTERS_OF_THINGS, FINE_WORDS
+from jgpt.data.microworld.frames import Forms, Random, frames, pick, slot_type
+from jgpt.data.microworld.lexicon import FINE_WORDS
 from jgpt.data.microworld.nature import ANIMALS, WEEKDAYS
 from jgpt.data.microworld.people import Person
-from jgpt.data.microworld.things import SHOPS
 from jgpt.data.microworld.towns import PUBLIC_PLACES
 from jgpt.data.microworld.world import WORLD
 from jgpt.data.microworld.writer import Writer
@@ -22,37 +23,6 @@ from jgpt.data.microworld.writer import Writer
 # A question: how it is asked and what is answered.
 Asked = tuple[str, str]
 Passage = tuple[list[str], list[Asked]]
-
-# --- slot types ---------------------------------------------------------------------------
-define("site", patterns=["{~town}の{~landmark}", "{~town}の{~shop_quality}{~shop}", "{~town}の{~place_quality}{~landmark}", "{~landmark}の{~near}", "{~place_quality}{~landmark}"])
-define("moment", patterns=["{~weekday}の{~daypart}", "{~month}の{~part_of_month}", "{~day_clock}", "昨日の{~daypart}"])
-define("stop", patterns=["{~town}の{~public_place}", "{~place_quality}{~public_place}"])
-define("place_act", predicates=[act for acts in PUBLIC_PLACES.values() for act in acts])
-define("spot_act", predicates=[f"{place}で{act}" for place, acts in PUBLIC_PLACES.items() for act in acts])
-define("wild_site", patterns=["{~town}の{~wild_place}", "{~wild_place}の{~near}", "{~place_quality}{~wild_place}"])
-define("count_any", patterns=[f"{{~count_{c}}}" for c in (*COUNTERS_OF_THINGS, "羽", "頭")])
-define("keepsake", "ボール 手紙 鍵 地図 写真 本 傘 箱 切符 時計 笛 かご 帽子 絵はがき".split())
-define("token", patterns=["{~colour}{~keepsake}", "古い{~keepsake}", "小さな{~keepsake}", "大切な{~keepsake}"])
-_TROUBLES = "財布を忘れる 道に迷う 友達に会う 鍵を落とす 転ぶ 傘をなくす 古い友達を見かける 面白い話を聞く".split()
-define(
-    "cause",
-    predicates=[
-        *(f"{place}で{trouble}" for place in (*PUBLIC_PLACES, *SHOPS) for trouble in _TROUBLES),
-        *(f"{day}の約束を{change}" for day in WEEKDAYS for change in ("思い出す", "忘れる", "断る")),
-        *"雨が降る 電車に乗り遅れる 頭が痛くなる 雪が積もる 明かりが消える お腹がすく 風が強くなる".split(),
-    ],
-)
-for _counter in ("匹", "羽", "頭"):
-    define(f"animal_{_counter}", [animal.name for animal in ANIMALS if animal.counter == _counter])
-define("herd", patterns=[f"{{~animal_{c}}}が{{~count_{c}}}" for c in ("匹", "羽", "頭")])
-define("animal", [animal.name for animal in ANIMALS])
-
-_ANSWERS = frames(
-    "{answer:person}です。", "{answer:site}です。", "{answer:wild_site}です。", "{answer:moment}です。", "{answer:count_any}です。", "{answer:fine_thing}です。",
-    "{answer:token}です。", "{answer.ta:cause}からです。", "{answer:public_place}です。", "{answer:stop}です。", "{answer:weekday}です。", "{answer:town}です。",
-    "{answer:occupation}です。", "{answer:food}です。",
-    "{answer.base:hobby}ことです。", "{answer.base:place_act}ことです。", "{answer:number}歳です。",
-)
 
 
 class Reader(Writer):
@@ -90,11 +60,24 @@ _BOUGHT = frames(
     "{p:person}は{when:moment}に{site}へ行き、{thing:fine_thing}を{counted:count_any}[買う|past]。",
     "{p:person}が{site}で{thing:fine_thing}を{counted:count_any}買ったのは、{when:moment}[だ|past]。",
 )
-_BOUGHT_WHERE = frames("{p:person}は{thing:fine_thing}をどこで買いましたか。", "{p:person}が{thing:fine_thing}を買った所はどこですか。")
-_BOUGHT_WHAT = frames("{p:person}が{site}で買った物は何ですか。", "{when:moment}に{p:person}は何を買いましたか。")
-_BOUGHT_WHEN = frames("{p:person}が{thing:fine_thing}を買ったのはいつですか。", "{p:person}はいつ{site}へ行きましたか。")
-_BOUGHT_WHO = frames("{thing:fine_thing}を買った人は誰ですか。", "{site}で{thing:fine_thing}を買ったのは誰ですか。")
-_BOUGHT_COUNT = frames("{p:person}は{thing:fine_thing}をいくつ買いましたか。", "{p:person}が買った{thing:fine_thing}の数はいくつですか。")
+_BOUGHT_WHERE = frames(
+    "{p:person}は{thing:fine_thing}をどこで買いましたか。",
+    "{p:person}が{thing:fine_thing}を買った所はどこですか。",
+)
+_BOUGHT_WHAT = frames(
+    "{p:person}が{site}で買った物は何ですか。", "{when:moment}に{p:person}は何を買いましたか。"
+)
+_BOUGHT_WHEN = frames(
+    "{p:person}が{thing:fine_thing}を買ったのはいつですか。",
+    "{p:person}はいつ{site}へ行きましたか。",
+)
+_BOUGHT_WHO = frames(
+    "{thing:fine_thing}を買った人は誰ですか。", "{site}で{thing:fine_thing}を買ったのは誰ですか。"
+)
+_BOUGHT_COUNT = frames(
+    "{p:person}は{thing:fine_thing}をいくつ買いましたか。",
+    "{p:person}が買った{thing:fine_thing}の数はいくつですか。",
+)
 
 
 def _shopping(reader: Reader) -> Passage:
@@ -112,25 +95,46 @@ def _shopping(reader: Reader) -> Passage:
         cast = {"p": person, "site": site, "when": when, "thing": fine, "counted": counted}
         told.append(reader.say(_BOUGHT, **cast))
         question, answer = reader.pick(
-            ((_BOUGHT_WHERE, site), (_BOUGHT_WHAT, fine), (_BOUGHT_WHEN, when), (_BOUGHT_WHO, person), (_BOUGHT_COUNT, counted))
+            (
+                (_BOUGHT_WHERE, site),
+                (_BOUGHT_WHAT, fine),
+                (_BOUGHT_WHEN, when),
+                (_BOUGHT_WHO, person),
+                (_BOUGHT_COUNT, counted),
+            )
         )
         asked.append((reader.say(question), answer))
     return told, asked
 
 
 # --- a thing passed on ---------------------------------------------------------------------
-_FIRST_HOLDER = frames("{when:moment}、{p:person}は{site}で{token}を[見つける|past]。", "{p:person}は{site}で{token}を[拾う|past]。", "{token}は、{when:moment}には{p:person}のところに[ある|past]。")
-_PASSED = frames("{p:person}は{token}を{q:person}に[渡す|past]。", "{~later}、{p:person}は{site}で{q:person}に{token}を[預ける|past]。", "{q:person}は{site}で{p:person}から{token}を[受け取る|past]。")
-_ASIDE = frames("そのころ、{r:person}は{~town}の{~spot_act.te}[いる|past]。", "{r:person}は{~moment}から{~site}に[いる|past]。")
-_HOLDER_ASKED = frames("今、{token}を持っているのは誰ですか。", "最後に{token}を受け取った人は誰ですか。")
+_FIRST_HOLDER = frames(
+    "{when:moment}、{p:person}は{site}で{token}を[見つける|past]。",
+    "{p:person}は{site}で{token}を[拾う|past]。",
+    "{token}は、{when:moment}には{p:person}のところに[ある|past]。",
+)
+_PASSED = frames(
+    "{p:person}は{token}を{q:person}に[渡す|past]。",
+    "{~later}、{p:person}は{site}で{q:person}に{token}を[預ける|past]。",
+    "{q:person}は{site}で{p:person}から{token}を[受け取る|past]。",
+)
+_ASIDE = frames(
+    "そのころ、{r:person}は{~town}の{~spot_act.te}[いる|past]。",
+    "{r:person}は{~moment}から{~site}に[いる|past]。",
+)
+_HOLDER_ASKED = frames(
+    "今、{token}を持っているのは誰ですか。", "最後に{token}を受け取った人は誰ですか。"
+)
 _FIRST_ASKED = frames("初めに{token}を持っていたのは誰ですか。")
 
 
 def _passing(reader: Reader) -> Passage:
     holders = [reader.person().name for _ in range(3 + int(reader.random() * 2))]
-    reader.cast.update(token=reader.draw("token"), site=reader.draw("site"), when=reader.draw("moment"))
+    reader.cast.update(
+        token=reader.draw("token"), site=reader.draw("site"), when=reader.draw("moment")
+    )
     told = [reader.say(_FIRST_HOLDER, p=holders[0])]
-    for giver, taker in zip(holders, holders[1:]):
+    for giver, taker in pairwise(holders):
         told.append(reader.say(_PASSED, p=giver, q=taker, site=reader.draw("site")))
     aside = reader.say(_ASIDE, r=reader.person().name)
     told.insert(1 + int(reader.random() * (len(told) - 1)), aside)
@@ -139,10 +143,20 @@ def _passing(reader: Reader) -> Passage:
 
 
 # --- where someone is ------------------------------------------------------------------------
-_WENT = frames("{p:person}は{~moment}に{here:stop}へ[行く|past]。", "{~later}、{p:person}は{here:stop}に[着く|past]。", "{p:person}は{~at_ease}{here:stop}まで[歩く|past]。")
-_WENT_ON = frames("それから{p:person}は{there:stop}へ[移る|past]。", "{~later}、{p:person}は{here:stop}を出て{there:stop}へ[向かう|past]。", "{p:person}は{here:stop}で{~span}過ごしてから、{there:stop}へ[行く|past]。")
+_WENT = frames(
+    "{p:person}は{~moment}に{here:stop}へ[行く|past]。",
+    "{~later}、{p:person}は{here:stop}に[着く|past]。",
+    "{p:person}は{~at_ease}{here:stop}まで[歩く|past]。",
+)
+_WENT_ON = frames(
+    "それから{p:person}は{there:stop}へ[移る|past]。",
+    "{~later}、{p:person}は{here:stop}を出て{there:stop}へ[向かう|past]。",
+    "{p:person}は{here:stop}で{~span}過ごしてから、{there:stop}へ[行く|past]。",
+)
 _WHERE_NOW = frames("{p:person}は今どこにいますか。", "{p:person}が最後に行った所はどこですか。")
-_WHERE_FIRST = frames("{p:person}が初めに行った所はどこですか。", "{p:person}は{there:stop}の前にどこにいましたか。")
+_WHERE_FIRST = frames(
+    "{p:person}が初めに行った所はどこですか。", "{p:person}は{there:stop}の前にどこにいましたか。"
+)
 
 
 def _moving(reader: Reader) -> Passage:
@@ -157,8 +171,15 @@ def _moving(reader: Reader) -> Passage:
 
 
 # --- why ----------------------------------------------------------------------------------
-_BECAUSE = frames("{cause.ta}ので、{p:person}は{site}で{act.past:place_act}。", "{p:person}は{site}で{act.past:place_act}。{cause.ta}から[だ|nonpast]。", "{when:moment}、{p:person}は{cause.ta}ために{site}で{act.past:place_act}。")
-_WHY = frames("{p:person}が{site}で{act.ta:place_act}のはなぜですか。", "なぜ{p:person}は{site}で{act.ta:place_act}のですか。")
+_BECAUSE = frames(
+    "{cause.ta}ので、{p:person}は{site}で{act.past:place_act}。",
+    "{p:person}は{site}で{act.past:place_act}。{cause.ta}から[だ|nonpast]。",
+    "{when:moment}、{p:person}は{cause.ta}ために{site}で{act.past:place_act}。",
+)
+_WHY = frames(
+    "{p:person}が{site}で{act.ta:place_act}のはなぜですか。",
+    "なぜ{p:person}は{site}で{act.ta:place_act}のですか。",
+)
 _WHAT_DONE = frames("{p:person}が{site}でしたことは何ですか。")
 
 
@@ -173,7 +194,9 @@ def _reasons(reader: Reader) -> Passage:
         place = reader.pick(tuple(PUBLIC_PLACES))
         act = Forms(reader.pick(PUBLIC_PLACES[place]), reader.register)
         site = f"{reader.draw('town')}の{place}"
-        told.append(reader.say(_BECAUSE, p=reader.person().name, cause=cause, act=act, site=site, when=when))
+        told.append(
+            reader.say(_BECAUSE, p=reader.person().name, cause=cause, act=act, site=site, when=when)
+        )
         if reader.random() < 0.75:
             asked.append((reader.say(_WHY), cause["ta"] + "から"))
         else:
@@ -182,10 +205,23 @@ def _reasons(reader: Reader) -> Passage:
 
 
 # --- comparisons --------------------------------------------------------------------------
-_OLDER = frames("{p:person}は{q:person}より{years:number}歳年上[だ|nonpast]。", "{q:person}は{p:person}より{years:number}歳年下[だ|nonpast]。", "{site}で会った{p:person}は、{q:person}より{years:number}歳年上[だ|nonpast]。")
-_FARTHER = frames("{p:person}は{q:person}より{far:number}メートル遠くまで[走る|past]。", "{q:person}は{p:person}ほど遠くまで[走る|past_negative]。{far:number}メートルの差[だ|past]。")
-_OLDEST = frames("{p:person}と{q:person}と{r:person}の中で、一番年上の人は誰ですか。", "{p:person}、{q:person}、{r:person}のうち、一番年上なのは誰ですか。")
-_YOUNGEST = frames("{p:person}と{q:person}と{r:person}の中で、一番年下の人は誰ですか。", "{p:person}、{q:person}、{r:person}のうち、一番年下なのは誰ですか。")
+_OLDER = frames(
+    "{p:person}は{q:person}より{years:number}歳年上[だ|nonpast]。",
+    "{q:person}は{p:person}より{years:number}歳年下[だ|nonpast]。",
+    "{site}で会った{p:person}は、{q:person}より{years:number}歳年上[だ|nonpast]。",
+)
+_FARTHER = frames(
+    "{p:person}は{q:person}より{far:number}メートル遠くまで[走る|past]。",
+    "{q:person}は{p:person}ほど遠くまで[走る|past_negative]。{far:number}メートルの差[だ|past]。",
+)
+_OLDEST = frames(
+    "{p:person}と{q:person}と{r:person}の中で、一番年上の人は誰ですか。",
+    "{p:person}、{q:person}、{r:person}のうち、一番年上なのは誰ですか。",
+)
+_YOUNGEST = frames(
+    "{p:person}と{q:person}と{r:person}の中で、一番年下の人は誰ですか。",
+    "{p:person}、{q:person}、{r:person}のうち、一番年下なのは誰ですか。",
+)
 _AGE_GAP = frames("{p:person}は{r:person}より何歳年上ですか。")
 
 
@@ -206,9 +242,18 @@ def _ages(reader: Reader) -> Passage:
 
 
 # --- plans of a week ----------------------------------------------------------------------
-_PLAN = frames("{p:person}は{day:weekday}に{here:stop}へ[行く|nonpast]。", "{day:weekday}には、{p:person}は{here:stop}で{~span}過ごすつもり[だ|nonpast]。", "{day:weekday}の{~daypart}は、{p:person}は{here:stop}に[いる|nonpast]。")
-_PLAN_WHERE = frames("{day:weekday}に{p:person}はどこへ行きますか。", "{p:person}が{day:weekday}に行く所はどこですか。")
-_PLAN_WHEN = frames("{p:person}が{here:stop}へ行くのは何曜日ですか。", "{p:person}は何曜日に{here:stop}にいますか。")
+_PLAN = frames(
+    "{p:person}は{day:weekday}に{here:stop}へ[行く|nonpast]。",
+    "{day:weekday}には、{p:person}は{here:stop}で{~span}過ごすつもり[だ|nonpast]。",
+    "{day:weekday}の{~daypart}は、{p:person}は{here:stop}に[いる|nonpast]。",
+)
+_PLAN_WHERE = frames(
+    "{day:weekday}に{p:person}はどこへ行きますか。",
+    "{p:person}が{day:weekday}に行く所はどこですか。",
+)
+_PLAN_WHEN = frames(
+    "{p:person}が{here:stop}へ行くのは何曜日ですか。", "{p:person}は何曜日に{here:stop}にいますか。"
+)
 
 
 def _week(reader: Reader) -> Passage:
@@ -225,8 +270,14 @@ def _week(reader: Reader) -> Passage:
 
 
 # --- animals seen --------------------------------------------------------------------------
-_SEEN = frames("{when:moment}、{p:person}は{site:wild_site}で{herd}いるのを[見る|past]。", "{site:wild_site}には{herd}いて、{p:person}は{~at_rest}[眺める|past]。", "{p:person}が{site:wild_site}へ行くと、{herd}[いる|past]。")
-_SEEN_COUNT = frames("{p:person}が見た{animal}の数はいくつですか。", "{site:wild_site}にいた{animal}はいくつですか。")
+_SEEN = frames(
+    "{when:moment}、{p:person}は{site:wild_site}で{herd}いるのを[見る|past]。",
+    "{site:wild_site}には{herd}いて、{p:person}は{~at_rest}[眺める|past]。",
+    "{p:person}が{site:wild_site}へ行くと、{herd}[いる|past]。",
+)
+_SEEN_COUNT = frames(
+    "{p:person}が見た{animal}の数はいくつですか。", "{site:wild_site}にいた{animal}はいくつですか。"
+)
 _SEEN_WHERE = frames("{p:person}が{animal}を見た所はどこですか。", "{animal}がいた所はどこですか。")
 _SEEN_WHO = frames("{site:wild_site}で{animal}を見た人は誰ですか。", "{animal}を見たのは誰ですか。")
 
@@ -240,8 +291,19 @@ def _seen(reader: Reader) -> Passage:
         seen.add(animal.name)
         counted = count(reader.number(1, 10), animal.counter)
         person = reader.person().name
-        told.append(reader.say(_SEEN, p=person, site=site, when=reader.draw("moment"), herd=f"{animal.name}が{counted}", animal=animal.name))
-        question, answer = reader.pick(((_SEEN_COUNT, counted), (_SEEN_WHERE, site), (_SEEN_WHO, person)))
+        told.append(
+            reader.say(
+                _SEEN,
+                p=person,
+                site=site,
+                when=reader.draw("moment"),
+                herd=f"{animal.name}が{counted}",
+                animal=animal.name,
+            )
+        )
+        question, answer = reader.pick(
+            ((_SEEN_COUNT, counted), (_SEEN_WHERE, site), (_SEEN_WHO, person))
+        )
         asked.append((reader.say(question), answer))
     return told, asked
 
@@ -254,10 +316,17 @@ _PROFILE = frames(
     "{town}に住む{full:full_name}は{age:number}歳で、{job:occupation}[だ|nonpast]。",
     "{full:full_name}は{age:number}歳の{job:occupation}で、住まいは{town}に[ある|nonpast]。",
 )
-_PROFILE_MORE = frames("{p:person}は{act.base:hobby}のが好きで、{~site}で{food}をよく[食べる|nonpast]。", "好きな食べ物は{food}で、{~daypart}には{act.base:hobby}ことが[多い|nonpast]。")
+_PROFILE_MORE = frames(
+    "{p:person}は{act.base:hobby}のが好きで、{~site}で{food}をよく[食べる|nonpast]。",
+    "好きな食べ物は{food}で、{~daypart}には{act.base:hobby}ことが[多い|nonpast]。",
+)
 _PROFILE_JOB = frames("{full:full_name}は何をしている人ですか。")
-_PROFILE_AGE = frames("{full:full_name}は何歳ですか。", "{town}に住む{p:person}の年はいくつですか。")
-_PROFILE_TOWN = frames("{full:full_name}はどの町に住んでいますか。", "{p:person}が住んでいる町はどこですか。")
+_PROFILE_AGE = frames(
+    "{full:full_name}は何歳ですか。", "{town}に住む{p:person}の年はいくつですか。"
+)
+_PROFILE_TOWN = frames(
+    "{full:full_name}はどの町に住んでいますか。", "{p:person}が住んでいる町はどこですか。"
+)
 _PROFILE_FOOD = frames("{full:full_name}の好物は何ですか。", "{p:person}が好きな食べ物は何ですか。")
 _PROFILE_HOBBY = frames("{full:full_name}が好きなことは何ですか。", "{p:person}の趣味は何ですか。")
 
@@ -274,7 +343,11 @@ def _profiles(reader: Reader) -> Passage:
         told += [reader.say(_PROFILE, **cast), reader.say(_PROFILE_MORE)]
         question, answer = reader.pick(
             (
-                *((_PROFILE_JOB, person.job), (_PROFILE_AGE, f"{person.age}歳"), (_PROFILE_TOWN, person.town)),
+                *(
+                    (_PROFILE_JOB, person.job),
+                    (_PROFILE_AGE, f"{person.age}歳"),
+                    (_PROFILE_TOWN, person.town),
+                ),
                 *((_PROFILE_FOOD, person.food), (_PROFILE_HOBBY, person.hobby + "こと")),
             )
         )

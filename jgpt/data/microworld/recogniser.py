@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from jgpt.data.microworld.conjugation import REGISTERS, conjugate
 from jgpt.data.microworld.frames import Slot, Token, all_frames, slot_type
 
-_MAX_STATES = 200_000  # subset states kept before the memory is cleared
+_MAX_STATES = 100_000  # subset states kept before the memory is cleared
 
 # A sentence ends with 。 ！ or ？, a closing quote after it included; a line break always ends one.
 _SENTENCE = re.compile(r"[^。！？\n]*[。！？]*」?")
@@ -56,8 +56,10 @@ class _Network:
     def _add(self, node: _Node, tokens: list[Token], register: int) -> None:
         """Adds one path; equal beginnings are shared."""
         for token in tokens:
-            node = self._call(node, token, register) if isinstance(token, Slot) else self._read(
-                node, token
+            node = (
+                self._call(node, token, register)
+                if isinstance(token, Slot)
+                else self._read(node, token)
             )
         node.final = True
 
@@ -211,9 +213,11 @@ def sentences(text: str) -> list[str]:
 
 
 def accepts(sentence: str) -> bool:
-    """Whether one sentence is well formed in this world: vocabulary, conjugation, particles,
-    counters, frames. Takes the pieces that ``sentences`` gives: a speaker (健太「) or a label of the
-    text (【答え】) may stand before the sentence."""
+    """Whether one sentence is well formed in this world.
+
+    Takes the pieces that ``sentences`` gives: a speaker (健太「) or a label (【答え】) may stand before
+    the sentence, a closing quote after it.
+    """
     language = _language()
     label = _LABEL.match(sentence)
     if label:

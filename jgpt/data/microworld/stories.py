@@ -16,11 +16,12 @@ from jgpt.data.microworld import people, things
 from jgpt.data.microworld.conjugation import PLAIN, POLITE, Forms
 from jgpt.data.microworld.counters import count
 from jgpt.data.microworld.frames import Random, pick
+from jgpt.data.microworld.phrases import CONTESTS, STAGES
+from jgpt.data.microworld.story_endings import ENDINGS
 from jgpt.data.microworld.story_event import Event
-from jgpt.data.microworld.story_plans import ENDINGS, PLANS
+from jgpt.data.microworld.story_plans import PLANS
 from jgpt.data.microworld.story_scenes import OPENINGS
 from jgpt.data.microworld.story_troubles import TROUBLES
-from jgpt.data.microworld.phrases import CONTESTS, STAGES
 from jgpt.data.microworld.world import WORLD
 
 _LONGEST = 9  # events before a story must end
@@ -129,7 +130,10 @@ _FOODS = tuple(thing for thing in WORLD.things if thing.shop in ("パン屋", "�
 
 _DESIRABLE = {
     town.name: tuple(
-        thing for thing in WORLD.things if thing.price >= 750 and thing.shop in town.places
+        thing
+        for thing in WORLD.things
+        if thing.price >= 750
+        and thing.shop in town.places
         and thing.category not in things.FOOD_CATEGORIES + things.RAW_FOOD_CATEGORIES
     )
     for town in WORLD.towns
@@ -148,9 +152,7 @@ def _neighbours(person: people.Person, random: Random) -> tuple[people.Person, p
 
 _OTHERS = {
     person.name: tuple(
-        other
-        for other in WORLD.people_of_town[person.town]
-        if other.household != person.household
+        other for other in WORLD.people_of_town[person.town] if other.household != person.household
     )
     for person in WORLD.people
 }

@@ -30,5 +30,3 @@ def event(name: str, needs: str, effects: str, *told: str, is_ending: bool = Fal
         frames(*told),
         is_ending,
     )
-
-

@@ -1,4 +1,5 @@
 """The things of the world: what each shop sells, at what price, counted how."""
+# ruff: noqa: E501  (tables and sentence frames stay on one line, to be read)
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from jgpt.data.microworld.things import SHOPS
 
 
 class Town(NamedTuple):
-    """A town: where it lies, its number of people, what it is known for, its festival and places."""
+    """A town: where it lies, how many people it has, what it is known for, its places."""
 
     name: str
     landscape: str
