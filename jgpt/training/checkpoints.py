@@ -37,12 +37,21 @@ from jgpt.training.state_files import (
     read_state,
     saved_arrays,
 )
+from jgpt.trees import size_in_bytes
 from jgpt.typing import PyTree
 
 BEST_METRIC = "validation_loss"
 """Of `metrics`: the lower, the better."""
 
 logger = logging.getLogger(__name__)
+
+
+def _is_not_from_orbax(record: logging.LogRecord) -> bool:
+    return "orbax" not in Path(record.pathname).parts
+
+
+# Each of Orbax's threads logs the traceback of a failed write; the `CheckpointError` says it once.
+logging.getLogger("absl").addFilter(_is_not_from_orbax)
 
 
 @dataclass(frozen=True)
@@ -123,18 +132,22 @@ class Checkpoints:
         directory = self.root / str(step)
         if manifest.exists(directory) and step not in self._damaged:
             return
+        self._check_room(state, step)
+        own_file = {f"data-{jax.process_index()}.json": _json(data_state)}
+        shared_files = {
+            "config.json": _json({"config": to_dict(config), "vocabulary": self._vocabulary}),
+            "metrics.json": _json(metrics),
+        }
         try:
             if jax.process_index() == 0:
                 _remove(directory)
                 directory.mkdir()
-                saved_config = {"config": to_dict(config), "vocabulary": self._vocabulary}
-                _write_json(directory / "config.json", saved_config)
-                _write_json(directory / "metrics.json", metrics)
+                _write(directory, shared_files)
             _barrier(f"checkpoint {step}")
-            _write_json(directory / f"data-{jax.process_index()}.json", data_state)
+            _write(directory, own_file)
             self._orbax.save(directory / "state", args=ocp.args.PyTreeSave(nested(state)))
         except Exception as error:
-            self._give_up(step, error)
+            raise self._given_up(step, error) from error
         self._pending = self._executor.submit(self._finish, step)
         if not self._config.asynchronous:
             self.wait()
@@ -147,18 +160,33 @@ class Checkpoints:
             if jax.process_index() == 0:
                 manifest.write(directory)
         except Exception as error:
-            self._give_up(step, error)
+            raise self._given_up(step, error) from error
         self._damaged.discard(step)
         if jax.process_index() == 0:
-            self._prune(newest=step)
+            try:
+                self._prune(newest=step)
+            except OSError as error:
+                logger.warning("an old checkpoint in %s could not be removed: %s", self.root, error)
 
-    def _give_up(self, step: int, error: Exception) -> None:
+    def _check_room(self, state: TrainState, step: int) -> None:
+        """Refuses to begin what the disk cannot hold, before Orbax's threads run into it."""
+        needed, free = size_in_bytes(state), shutil.disk_usage(self.root).free
+        if needed > free:
+            raise CheckpointError(
+                f"checkpoint {step} needs up to {needed / 1e6:,.0f} MB and {self.root} has "
+                f"{free / 1e6:,.0f} MB left; free some disk space, lower checkpoint.keep_last or "
+                "choose another --workdir. Checkpoints before it are intact"
+            )
+
+    def _given_up(self, step: int, error: Exception) -> CheckpointError:
+        """Removes what was begun; the error to raise."""
         shutil.rmtree(self.root / str(step), ignore_errors=True)
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = lines[0].rsplit('": ', 1)[-1]  # TensorStore puts the file before the reason
+        return CheckpointError(
             f"checkpoint {step} could not be written to {self.root} ({reason[:200]}); free some "
             "disk space or choose another --workdir. Checkpoints before it are intact"
-        ) from error
+        )
 
     def _prune(self, newest: int) -> None:
         """Removes all but the last and the best ones, and what is incomplete or damaged."""
@@ -212,12 +240,10 @@ class Checkpoints:
         step, notes = found
         directory = self.root / str(step)
         saved = _read_json(directory / "config.json")
-        notes += _check_config(step, saved, config, self._vocabulary)
-        for note in notes:
-            logger.warning("%s", note)
+        notes += compatibility.check(step, saved, config, self._vocabulary)
         return Restored(
             state=read_state(directory, abstract, config.model),
-            data_state=_merged(
+            data_state=merged_data_state(
                 [_read_json(p) for p in sorted(directory.glob("data-*.json"))], step
             ),
             step=step,
@@ -247,7 +273,7 @@ def restore_params(
     step, notes = found
     directory = root / str(step)
     saved = _read_json(directory / "config.json")
-    _check_vocabulary(step, saved["vocabulary"], vocabulary)
+    compatibility.check_vocabulary(step, saved["vocabulary"], vocabulary)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     wanted = {
         name: jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), tree)
@@ -317,31 +343,7 @@ def _damage(directory: Path) -> str:
     return reason or ("another process found damage" if damaged.any() else "")
 
 
-def _check_config(step: int, saved: dict[str, Any], config: Config, vocabulary: str) -> list[str]:
-    """Lines about settings that changed and may.
-
-    Raises:
-        CheckpointError: settings that may not.
-    """
-    stops, allowed = compatibility.changes(saved["config"], config)
-    if stops:
-        raise CheckpointError(
-            f"checkpoint {step} belongs to another run: {'; '.join(map(str, stops))}; use the "
-            "values it was made with, or another --workdir"
-        )
-    _check_vocabulary(step, saved["vocabulary"], vocabulary)
-    return [f"continuing from step {step} with a change: {change}" for change in allowed]
-
-
-def _check_vocabulary(step: int, saved: str, vocabulary: str) -> None:
-    if saved and vocabulary and saved != vocabulary:
-        raise CheckpointError(
-            f"checkpoint {step} was trained with another tokenizer (fingerprint {saved[:12]}, this "
-            f"one is {vocabulary[:12]}); use the one in its workdir, or another --workdir"
-        )
-
-
-def _merged(parts: list[dict[str, Any]], step: int) -> dict[str, Any]:
+def merged_data_state(parts: list[dict[str, Any]], step: int) -> dict[str, Any]:
     """One position of the data pipeline from those of all processes: a union of nested dicts."""
 
     def merge(first: Any, second: Any) -> Any:
@@ -375,8 +377,13 @@ def _barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def _write_json(path: Path, values: Any) -> None:
-    path.write_text(json.dumps(values, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+def _json(values: Any) -> str:
+    return json.dumps(values, ensure_ascii=False, indent=1) + "\n"
+
+
+def _write(directory: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (directory / name).write_text(text, encoding="utf-8")
 
 
 def _read_json(path: Path) -> Any:

@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 from jgpt.config import Config, to_dict
+from jgpt.training.state_files import CheckpointError
 
 FIXED, FREE = "fixed", "free"
 
@@ -40,6 +41,41 @@ class Change:
 
     def __str__(self) -> str:
         return f"{self.name} was {self.before!r} and is {self.now!r}"
+
+
+def check(step: int, saved: dict[str, Any], config: Config, vocabulary: str) -> list[str]:
+    """Lines about settings that changed and may, between a checkpoint and the run that resumes.
+
+    Args:
+        step: of the checkpoint.
+        saved: its `config` and `vocabulary`.
+        config: of this run.
+        vocabulary: fingerprint of this run's tokenizer.
+
+    Raises:
+        CheckpointError: settings that may not.
+    """
+    stops, allowed = changes(saved["config"], config)
+    if stops:
+        raise CheckpointError(
+            f"checkpoint {step} belongs to another run: {'; '.join(map(str, stops))}; use the "
+            "values it was made with, or another --workdir"
+        )
+    check_vocabulary(step, saved["vocabulary"], vocabulary)
+    return [f"continuing from step {step} with a change: {change}" for change in allowed]
+
+
+def check_vocabulary(step: int, saved: str, vocabulary: str) -> None:
+    """Refuses another tokenizer than the one of training; an empty fingerprint is not compared.
+
+    Raises:
+        CheckpointError: they differ.
+    """
+    if saved and vocabulary and saved != vocabulary:
+        raise CheckpointError(
+            f"checkpoint {step} was trained with another tokenizer (fingerprint {saved[:12]}, this "
+            f"one is {vocabulary[:12]}); use the one in its workdir, or another --workdir"
+        )
 
 
 def changes(saved: dict, config: Config) -> tuple[list[Change], list[Change]]:

@@ -1,4 +1,4 @@
-"""The `TrainState` as Orbax files: nested dicts named by path, restored onto any mesh and layout."""
+"""The `TrainState` as Orbax files: nested dicts named by path, read onto any mesh and layout."""
 
 import functools
 from pathlib import Path
