@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from jgpt.config import ConfigError, DataConfig
-from jgpt.data import pipeline
+from jgpt.data import corpus, pipeline
+from jgpt.data.microworld import cache as microworld_cache
 from jgpt.data.records import DataError
 from jgpt.tokenizers.byte import ByteTokenizer
 
@@ -143,20 +144,21 @@ def test_another_number_of_processes_continues_exactly(config, before, after):
 
 
 def test_worker_processes_make_the_same_batches_and_states(config):
-    """Two workers, resumed in the middle under one thread, and the other way round."""
+    """Two workers take over from a thread in the middle, and a thread from them."""
     corpus = pipeline.open_corpus(config)
     threaded = pipeline.training_batches(corpus, TOKENIZER, config)
+    take(threaded, 5)
     working = pipeline.training_batches(corpus, TOKENIZER, changed(config, workers=2))
+    working.set_state(threaded.get_state())
     for expected in take(threaded, 18):
         assert_same(next(working), expected)
     state = working.get_state()
-    assert json.dumps(state, sort_keys=True) == json.dumps(threaded.get_state(), sort_keys=True)
     working.close()
-    other = pipeline.training_batches(corpus, TOKENIZER, changed(config, workers=1))
+    assert json.dumps(state, sort_keys=True) == json.dumps(threaded.get_state(), sort_keys=True)
+    other = pipeline.training_batches(corpus, TOKENIZER, config)
     other.set_state(state)
     for expected in take(threaded, 5):
         assert_same(next(other), expected)
-    other.close()
 
 
 def test_iteration_goes_on_after_close(config):
@@ -360,3 +362,27 @@ def test_errors_while_reading_reach_the_caller(config):
     corpus = pipeline.open_corpus(config)
     with pytest.raises(DataError, match="no tokens today"):
         next(pipeline.training_batches(corpus, Broken(), config))
+
+
+def test_the_microworld_is_the_same_from_its_cache(tmp_path):
+    config = DataConfig(
+        microworld_documents=300,
+        validation_fraction=0.2,
+        sequence_length=128,
+        batch_size=8,
+        virtual_shards=8,
+        cache=str(tmp_path),
+    )
+    generated = pipeline.open_corpus(config)
+    path = microworld_cache.ensure(tmp_path / "microworld", 300)
+    cached = pipeline.open_corpus(config)
+    assert isinstance(corpus.open_microworld(config), microworld_cache.CachedDocuments)
+    assert cached.fingerprint == generated.fingerprint
+    assert cached.validation_texts() == generated.validation_texts()
+    assert 0 < len(cached.validation_texts()) < 300
+    left, right = (pipeline.training_batches(c, TOKENIZER, config) for c in (generated, cached))
+    for _ in range(5):
+        assert_same(next(left), next(right))
+    with open(path, "r+b") as file:
+        file.truncate(1000)
+    assert isinstance(corpus.open_microworld(config), corpus.MicroworldDocuments)
