@@ -126,7 +126,10 @@ def _declared_roles(folder: Path) -> dict[str, str]:
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if not (folder / name).is_file():
             continue
-        values = json.loads((folder / name).read_text(encoding="utf-8"))
+        try:
+            values = json.loads((folder / name).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ConfigError(f"tokenizer.path: {name} beside it is broken ({error})") from error
         for role, field in _ROLES.items():
             value = values.get(field)
             if value is not None:

@@ -68,14 +68,14 @@ def _load_saved(folder: Path) -> Tokenizer:
     try:
         values = json.loads((folder / METADATA_FILE).read_text(encoding="utf-8"))
         files = {name: (folder / name).read_bytes() for name in values["files"]}
-        kind, settings, fingerprint = values["kind"], values["settings"], values["fingerprint"]
+        tokenizer = KINDS[values["kind"]].from_saved(files, values["settings"])
+        fingerprint = values["fingerprint"]
+    except ConfigError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"tokenizer.path: {str(folder)!r} is damaged ({error}); save it again"
+            f"tokenizer.path: {str(folder)!r} is damaged ({error!r}); save it again"
         ) from error
-    if kind not in KINDS:
-        raise ConfigError(f"tokenizer.path: {str(folder)!r} has the unknown kind {kind!r}")
-    tokenizer = KINDS[kind].from_saved(files, settings)
     if tokenizer.fingerprint != fingerprint:
         raise ConfigError(
             f"tokenizer.path: {str(folder)!r} is not what was saved there (its fingerprint "

@@ -5,6 +5,7 @@ second byte has a narrower range (no overlong forms, no surrogates, nothing abov
 """
 
 import typing
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -96,12 +97,8 @@ class ByteMask:
         if vocab_size < tokenizer.vocab_size:
             raise ValueError(f"vocab_size {vocab_size} is below the tokenizer's vocabulary")
         following = np.full((NUM_STATES, vocab_size), INVALID, np.int32)
-        for token in range(tokenizer.vocab_size):
-            data = tokenizer.token_bytes(token)
-            if data:
-                following[:, token] = _advance_all(data)
-            else:
-                following[START, token] = START
+        pieces = [tokenizer.token_bytes(token) for token in range(tokenizer.vocab_size)]
+        following[:, : tokenizer.vocab_size] = _advance_all(pieces)
         following = _without_dead_ends(following)
         self.allowed_table = following != INVALID
         self.next_table = np.where(self.allowed_table, following, START)
@@ -121,11 +118,21 @@ class ByteMask:
         return int(self.next_table[state, token])
 
 
-def _advance_all(data: bytes) -> np.ndarray:
-    """int32 [NUM_STATES]: the state after `data` from each state, or INVALID."""
-    states = np.arange(NUM_STATES, dtype=np.int32)
-    for byte in data:
-        states = np.where(states == INVALID, INVALID, BYTE_TABLE[states, byte])
+def _advance_all(pieces: Sequence[bytes]) -> np.ndarray:
+    """int32 [NUM_STATES, len(pieces)]: the state after each piece from each state, or INVALID.
+
+    Pieces without bytes are valid at START only.
+    """
+    lengths = np.array([len(piece) for piece in pieces])
+    starts = np.cumsum(lengths) - lengths
+    data = np.frombuffer(b"".join(pieces), np.uint8)
+    states = np.repeat(np.arange(NUM_STATES, dtype=np.int32)[:, None], len(pieces), axis=1)
+    states[START + 1 :, lengths == 0] = INVALID
+    for position in range(lengths.max(initial=0)):
+        longer = np.flatnonzero(lengths > position)
+        before = states[:, longer]
+        after = BYTE_TABLE[before, data[starts[longer] + position]]
+        states[:, longer] = np.where(before == INVALID, INVALID, after)
     return states
 
 

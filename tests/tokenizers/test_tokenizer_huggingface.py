@@ -209,6 +209,9 @@ def test_a_missing_end_token_is_named(pairs, tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(values), encoding="utf-8")
     with pytest.raises(ConfigError, match="eos_token"):
         tokenizers.load(tmp_path)
+    (tmp_path / "special_tokens_map.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"special_tokens_map\.json beside it is broken"):
+        tokenizers.load(tmp_path)
     (tmp_path / "special_tokens_map.json").write_text('{"eos_token": "<stop>"}')
     ours = tokenizers.load(tmp_path)
     assert ours.eos_id == 2

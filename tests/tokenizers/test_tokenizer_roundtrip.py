@@ -1,5 +1,6 @@
 """Text comes back from ids, and only ordinary text can be written with text."""
 
+import json
 import pickle
 import unicodedata
 
@@ -175,6 +176,15 @@ def test_a_damaged_folder_is_found(trained, tmp_path):
     with pytest.raises(ConfigError, match="fingerprint differs"):
         tokenizers.load(tmp_path)
     (tmp_path / "vocabulary.json").unlink()
+    with pytest.raises(ConfigError, match="damaged"):
+        tokenizers.load(tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"kind": "morse"}, {"files": []}, {"settings": None}])
+def test_damaged_metadata_is_one_clear_line(trained, change, tmp_path):
+    trained["word"].save(tmp_path)
+    path = tmp_path / "jgpt_tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ConfigError, match="damaged"):
         tokenizers.load(tmp_path)
 
