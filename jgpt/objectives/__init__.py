@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from jgpt.config import Config
+from jgpt.config import Config, ConfigError
 from jgpt.objectives import pretrain
 from jgpt.objectives.objective import Apply, Loss, Objective, Prepare, prepare_nothing, ratio
 
@@ -13,8 +13,15 @@ OBJECTIVES: dict[str, Callable[[Config], Objective]] = {
 
 
 def make_objective(config: Config) -> Objective:
-    """The objective that `config.objective.name` names."""
-    return OBJECTIVES[config.objective.name](config)
+    """The objective that `config.objective.name` names.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    name = config.objective.name
+    if name not in OBJECTIVES:
+        raise ConfigError(f"objective.name is {name!r}; choose one of {', '.join(OBJECTIVES)}")
+    return OBJECTIVES[name](config)
 
 
 __all__ = [
