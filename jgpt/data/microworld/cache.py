@@ -1,9 +1,9 @@
 """A file that holds generated documents, for reading them faster than they are made.
 
-The file is one header, the texts as one UTF-8 run, the answers as another, and the arrays that
-say where each document lies; it is mapped into memory and read at random. Its name carries the
-hash of the generator's source, so that a changed generator makes a new file; its header carries
-the length and the sha256 of what follows, so that a cut or damaged file is noticed.
+The file is one header, the texts as one UTF-8 run, the answers as another, the arrays that say
+where each document lies, and the sha256 of all that; it is mapped into memory and read at random.
+Its name carries the hash of the generator's source, so that a changed generator makes a new
+file; a cut or damaged file is noticed by its hash.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ from typing import overload
 from jgpt.data.document import Document
 from jgpt.data.microworld.generator import DEFAULT_SIZE, KINDS, documents
 
-_MAGIC = b"JGPTMW02"
+_MAGIC = b"JGPTMW01"
 _LENGTH = struct.Struct("<q")  # of the header that follows the magic
 _CHUNK = 5_000  # documents generated at a time
 _INTEGERS = "q"  # array code: 64 bits
 # The sections after the header, in order: two runs of UTF-8, then arrays of 64-bit integers.
 _TEXTS, _ANSWERS, _TEXT_ENDS, _ANSWER_ENDS, _PROMPT_ENDS, _KINDS = range(6)
+_DIGEST = hashlib.sha256().digest_size  # bytes at the end: the hash of all before them
+_SHORTEST = len(_MAGIC) + _LENGTH.size + _DIGEST
 _NONE = -1  # end of an answer or a prompt that does not exist
 
 
@@ -106,23 +108,22 @@ def _chunks(size: int, seed: int, workers: int) -> Iterator[_Columns]:
 
 
 def _write(path: str, sections: list[bytes], size: int, seed: int) -> None:
-    digest = hashlib.sha256()
-    for section in sections:
-        digest.update(section)
     header = {
         "size": size,
         "seed": seed,
         "kinds": KINDS,
         "byte_order": sys.byteorder,
         "lengths": [len(section) for section in sections],
-        "sha256": digest.hexdigest(),
     }
     encoded = json.dumps(header).encode()
+    digest = hashlib.sha256()
     temporary = f"{path}.{os.getpid()}.tmp"
     try:
         with builtins.open(temporary, "wb") as file:
             for part in (_MAGIC, _LENGTH.pack(len(encoded)), encoded, *sections):
+                digest.update(part)
                 file.write(part)
+            file.write(digest.digest())
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -139,7 +140,7 @@ class CachedDocuments(Sequence[Document]):
 
         Args:
           path: as ``ensure`` returned it.
-          verify: also compare the sha256 of the contents, not only their length.
+          verify: compare the sha256 of the contents; without, only their length is checked.
 
         Raises:
           DamagedCacheError: the file is cut, changed, or no cache.
@@ -147,17 +148,16 @@ class CachedDocuments(Sequence[Document]):
         """
         self.path = os.fspath(path)
         with builtins.open(self.path, "rb") as file:
-            if os.fstat(file.fileno()).st_size < len(_MAGIC) + _LENGTH.size:
-                raise DamagedCacheError(f"cache {self.path}: cut short; remove it and build anew")
+            self._require(os.fstat(file.fileno()).st_size > _SHORTEST, "cut short")
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        header, start = self._header()
         view = memoryview(self._map)
-        if len(view) != start + sum(header["lengths"]):
-            raise DamagedCacheError(f"cache {self.path}: cut short; remove it and build anew")
-        if verify and hashlib.sha256(view[start:]).hexdigest() != header["sha256"]:
-            raise DamagedCacheError(
-                f"cache {self.path}: contents changed; remove it and build anew"
-            )
+        if verify:
+            digest = hashlib.sha256(view[:-_DIGEST]).digest()
+            self._require(digest == view[-_DIGEST:], "its contents are not what was written")
+        header, start = self._header()
+        self._require(
+            len(view) == start + sum(header["lengths"]) + _DIGEST, "not as long as its header says"
+        )
         sections = []
         for length in header["lengths"]:
             sections.append(view[start : start + length])
@@ -168,18 +168,17 @@ class CachedDocuments(Sequence[Document]):
         self._names = tuple(header["kinds"])
         self._size, self._id = header["size"], f"microworld/{header['seed']}/"
 
+    def _require(self, holds: bool, fault: str) -> None:
+        if not holds:
+            raise DamagedCacheError(f"cache {self.path}: {fault}; remove it and build it anew")
+
     def _header(self) -> tuple[dict, int]:
         begin = len(_MAGIC) + _LENGTH.size
-        if self._map[: len(_MAGIC)] != _MAGIC:
-            raise DamagedCacheError(f"cache {self.path}: not a cache of documents; remove it")
+        self._require(self._map[: len(_MAGIC)] == _MAGIC, "no cache of documents")
         (length,) = _LENGTH.unpack(self._map[len(_MAGIC) : begin])
-        try:
-            header = json.loads(self._map[begin : begin + length])
-            if header["byte_order"] != sys.byteorder:
-                raise DamagedCacheError(f"cache {self.path}: made on another kind of machine")
-            return header, begin + length
-        except (ValueError, KeyError, TypeError) as error:
-            raise DamagedCacheError(f"cache {self.path}: unreadable header ({error})") from None
+        header = json.loads(self._map[begin : begin + length])
+        self._require(header["byte_order"] == sys.byteorder, "made on another kind of machine")
+        return header, begin + length
 
     def __len__(self) -> int:
         return self._size

@@ -29,7 +29,7 @@ def _bare(answer: str) -> str:
 
 
 def final_answer(response: str) -> str:
-    """The answer within a response: after the last 【答え】 if there is one, up to its line's end."""
+    """The answer within a response: what follows the last 【答え】, if any, in its line."""
     return response.rpartition(_ANSWER_MARK)[2].strip().partition("\n")[0]
 
 

@@ -30,28 +30,28 @@ _GODAN = {
     "す": ("さ", "し", "せ", "そ", "して", "した"),
 }
 
-# Verbs in る are 五段 unless named here: the ending alone does not tell 着る from 切る.
+# Verbs in る are 五段 unless named here or ending in れる or せる: the ending alone does not tell
+# 着る from 切る.
 _ICHIDAN = frozenset(
     """
-    食べる 見る 起きる 寝る 着る 出る 開ける 閉める 届ける 見つける 見せる 教える 覚える 忘れる
-    出かける 助ける 育てる 調べる 数える 考える 答える 伝える 迎える 植える 片付ける 続ける 始める
-    集める 決める 止める 入れる 借りる 降りる 落ちる 生きる 疲れる 濡れる 汚れる 壊れる 遅れる
-    倒れる 晴れる 暮れる 流れる 別れる 離れる 増える 冷える 消える 聞こえる 見える 燃える 生える
-    混ぜる 焼ける 溶ける 負ける 抜ける 抱える 預ける 分ける 掛ける かける つける あげる くれる
-    いる みる できる もらえる 訪ねる 尋ねる 重ねる 眺める 温める 暖める 勤める ためる やめる 辞める
-    支える 加える 添える 捨てる 建てる 立てる 慌てる 捕まえる 乗せる 任せる 知らせる 合わせる
-    済ませる 寄せる 貯める 褒める ほめる 食べさせる 咲かせる すぎる 過ぎる 信じる 感じる 閉じる
-    上げる 下げる 投げる 逃げる 曲げる 広げる 仕上げる 見上げる 拾い上げる 揺れる 売れる 割れる
-    折れる 切れる 破れる 取れる 外れる 触れる 慣れる 晴れ上がれる 現れる 枯れる 隠れる 生まれる
-    確かめる 受ける 見分ける 出来る 足りる 浴びる 伸びる 似る 煮る 飽きる 借りられる 冷める 着替える
-    越える 超える 変える 替える 乗り換える 備える 添える 並べる 比べる 述べる 食べ終える 終える
-    茹でる 炒める つかまえる 駆けつける 思いつける 片づける 助けられる あきらめる 褒められる
+    食べる 見る 起きる 寝る 着る 出る 開ける 閉める 届ける 見つける 教える 覚える
+    出かける 助ける 育てる 調べる 数える 考える 答える 伝える 迎える 植える
+    片付ける 続ける 始める 集める 決める 止める 借りる 降りる 落ちる 生きる 増える
+    冷える 消える 聞こえる 見える 燃える 生える 混ぜる 焼ける 溶ける 負ける 抜ける
+    抱える 預ける 分ける 掛ける かける つける あげる いる みる できる もらえる
+    訪ねる 尋ねる 重ねる 眺める 温める 暖める 勤める ためる やめる 辞める 支える
+    加える 添える 捨てる 建てる 立てる 慌てる 捕まえる 貯める 褒める ほめる すぎる
+    過ぎる 信じる 感じる 閉じる 上げる 下げる 投げる 逃げる 曲げる 広げる 仕上げる
+    見上げる 拾い上げる 確かめる 受ける 見分ける 足りる 浴びる 伸びる 似る 煮る
+    飽きる 冷める 着替える 越える 超える 変える 替える 乗り換える 備える 並べる
+    比べる 述べる 食べ終える 終える 茹でる 炒める つかまえる 駆けつける 片づける
+    あきらめる
     """.split()
 )
 # In kana, いる and みる are 一段 only as a verb of their own or after て: はいる and まいる are not.
 _ICHIDAN_ENDINGS = (
     *sorted(_ICHIDAN - {"いる", "みる"}),
-    *("せる", "れる", "ている", "でいる", "がいる", "にいる", "てみる", "でみる"),
+    *("せる", "れる", "ている", "でいる", "がいる", "にいる", "てみる", "でみる", "をみる"),
 )
 
 # Derivations: the form of the word they attach to, and the word that they add.
@@ -329,10 +329,15 @@ def _copula_form(word: str, form: str, register: int) -> str:
 def derive(word: str, derivation: str) -> str:
     """The word that a derivation such as ``want`` or ``can`` makes (読む, can: 読める)."""
     if derivation in ("can", "passive", "causative"):
-        return _VERB_STEMS[word_class(word)](word)[derivation]
+        kind = word_class(word)
+        if kind not in _VERB_STEMS:
+            raise ValueError(f"form {derivation!r}: {word!r} is no verb")
+        return _VERB_STEMS[kind](word)[derivation]
     if derivation not in _DERIVATIONS:
         raise ValueError(f"form {derivation!r}: not a derivation; one of {sorted(_DERIVATIONS)}")
     base_form, added = _DERIVATIONS[derivation]
+    if base_form in ("stem", "te") and word_class(word) not in _VERB_STEMS:
+        raise ValueError(f"form {derivation!r}: {word!r} is no verb")
     return conjugate(word, base_form) + added
 
 

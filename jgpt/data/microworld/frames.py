@@ -45,7 +45,11 @@ Token = str | Slot
 
 
 def parse(source: str) -> list[tuple[Token, ...]]:
-    """Splits a frame into tokens; a token is a pair (one text per register) or a slot."""
+    """Splits a frame into tokens, each given once per register.
+
+    Raises:
+      ValueError: a bracket that is neither a slot nor a word, or an unknown form.
+    """
     tokens: list[tuple[Token, ...]] = []
     position = 0
     for number, match in enumerate(_TOKEN.finditer(source)):
@@ -69,13 +73,30 @@ def parse(source: str) -> list[tuple[Token, ...]]:
 
 
 class Frame:
-    """A compiled frame; ``write`` fills it."""
+    """A sentence frame; ``write`` fills it.
+
+    It is compiled when first used: importing the package must cost little.
+
+    Attributes:
+      source: the frame in its notation.
+      tokens: texts and slots, each as a pair by register.
+      keys: the names of its named slots.
+    """
 
     __slots__ = ("_slots", "_templates", "keys", "source", "tokens")
 
     def __init__(self, source: str):
         self.source = source
-        self.tokens = parse(source)
+
+    def __getattr__(self, name: str) -> object:
+        # Reached only while a slot of the instance is still empty: before the first use.
+        if name not in Frame.__slots__:
+            raise AttributeError(name)
+        self._compile()
+        return getattr(self, name)
+
+    def _compile(self) -> None:
+        self.tokens = parse(self.source)
         self._templates = tuple(self._template(register) for register in REGISTERS)
         slots = [token[0] for token in self.tokens if isinstance(token[0], Slot)]
         self.keys = frozenset(slot.key for slot in slots if not slot.is_open)

@@ -34,7 +34,7 @@ define("shop", things.SHOPS)
 define("outdoor_place", OUTDOOR_PLACES)
 define("landmark", [*PUBLIC_PLACES, *things.SHOPS, "橋", "交番", "学校", "バス停"])
 define("near", "前 裏 隣 近く 向かい")
-define("place_quality", "小さな 古い 新しい 静かな にぎやかな 明るい 広い 有名な")
+define("place_quality", "小さな 古い 新しい 静かな 活気のある 明るい 広い 有名な")
 define("shop_quality", "小さな 古い 新しい 明るい いつもの なじみの 評判の")
 define("direction", "東 西 南 北")
 

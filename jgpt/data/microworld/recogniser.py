@@ -215,8 +215,8 @@ def sentences(text: str) -> list[str]:
 def accepts(sentence: str) -> bool:
     """Whether one sentence is well formed in this world.
 
-    Takes the pieces that ``sentences`` gives: a speaker (健太「) or a label (【答え】) may stand before
-    the sentence, a closing quote after it.
+    Takes the pieces that ``sentences`` gives: a speaker (健太「) or a label (【答え】) may stand
+    before the sentence, a closing quote after it.
     """
     language = _language()
     label = _LABEL.match(sentence)

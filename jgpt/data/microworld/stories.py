@@ -50,6 +50,11 @@ class Story(NamedTuple):
     trace: tuple[str, ...]
 
 
+def all_events() -> tuple[Event, ...]:
+    """Every event that a story may hold."""
+    return tuple(_BY_NAME.values())
+
+
 def holds(trace: Iterable[str]) -> bool:
     """Whether every event of a trace had its causes: replays it on the state."""
     facts: frozenset[str] = frozenset()
