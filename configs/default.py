@@ -32,7 +32,7 @@ def get_config() -> ml_collections.ConfigDict:
     # causal; bidirectional; prefix (bidirectional over the first batch['prefix_lengths'])
     c.model.attention = "causal"
     # repeated over the layers: global or local (sliding window)
-    c.model.attention_pattern = ("global", )
+    c.model.attention_pattern = ("global",)
     # local layers see this many tokens, themselves included
     c.model.window = 0
 
@@ -110,7 +110,7 @@ def get_config() -> ml_collections.ConfigDict:
     # tanh form of GELU
     c.model.gelu_approximate = True
     # repeated over the layers: dense or moe
-    c.model.ffn_pattern = ("dense", )
+    c.model.ffn_pattern = ("dense",)
     # first layers that are dense whatever the pattern
     c.model.num_leading_dense = 0
 
@@ -189,7 +189,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.tokenizer.byte_fallback = True
     # one piece per digit
     c.tokenizer.split_digits = True
-    # identity; nfkc: SentencePiece's own rule before encoding
+    # identity; nfkc, but for what Japanese text needs (compiled into the model)
     c.tokenizer.normalization = "nfkc"
     # word: whitespace; mecab; sudachi
     c.tokenizer.word_segmenter = "whitespace"
@@ -337,7 +337,7 @@ def get_config() -> ml_collections.ConfigDict:
     # text written by the model
     c.sample = ml_collections.ConfigDict()
     # each is continued; '' starts a document
-    c.sample.prompts = ("", )
+    c.sample.prompts = ("",)
     # per round in training, over the prompts in turn
     c.sample.num_samples = 4
     # at most

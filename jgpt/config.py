@@ -287,7 +287,9 @@ class TokenizerConfig:
     byte_fallback: bool = setting(True, "spell what has no piece as UTF-8 bytes")
     split_digits: bool = setting(True, "one piece per digit")
     normalization: str = setting(
-        "nfkc", "identity; nfkc: SentencePiece's own rule before encoding", ("identity", "nfkc")
+        "nfkc",
+        "identity; nfkc, but for what Japanese text needs (compiled into the model)",
+        ("identity", "nfkc"),
     )
     word_segmenter: str = setting(
         "whitespace", "word: whitespace; mecab; sudachi", ("whitespace", "mecab", "sudachi")
