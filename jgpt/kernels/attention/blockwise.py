@@ -3,13 +3,16 @@
 Only blocks in which the mask can allow something are computed (`schedule.py`). The backward pass
 recomputes probabilities from the saved log-sum-exp (Dao et al. 2022, algorithm 4).
 
-Inside, queries are laid out [B, K, S, G, d], G = H / K of them to one key/value head: a block of
-queries is then one run of memory and one matrix of block * G rows, and K and V are never repeated.
+Inside, the G = H / K queries that a position has for one key/value head are neighbouring rows:
+q is [B, K, R, d] with R = S * G, a block of queries is one run of memory and one matrix, and K and V
+are never repeated. Scores are [B, K, r, t] in the forward pass and transposed, [B, K, t, r], in the
+backward pass: there, all products then contract the last axis of their left operand, which is what
+XLA's CPU backend does well (`jgpt/kernels/matmul.py`).
 """
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -17,15 +20,29 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jgpt.kernels.attention.mask import Indices, bias_scores, row_indices, visible
-from jgpt.kernels.attention.schedule import Row, Schedule, even_block, make_schedule
+from jgpt.kernels.attention.mask import Indices, row_indices
+from jgpt.kernels.attention.pieces import (
+    Fixed,
+    Piece,
+    Smooth,
+    Span,
+    Static,
+    dot,
+    dropout_factors,
+    piece_bias,
+    piece_scores,
+    transposed_scores,
+)
+from jgpt.kernels.attention.schedule import (
+    Line,
+    Run,
+    best_block,
+    even_block,
+    make_schedule,
+)
+from jgpt.kernels.matmul import row_major
 from jgpt.typing import Array, Bias, Mask
 
-BLOCK = 256
-MAX_UNROLLED_PAIRS = 40
-"""Up to so many blocks are unrolled (faster on CPU); above, loops keep the program small."""
-
-FORBIDDEN = -1e30
 LOWEST = -1e29
 """A row maximum never falls below this, so exp(FORBIDDEN - maximum) is 0 in rows without a key."""
 
@@ -33,35 +50,6 @@ LOWEST = -1e29
 def supports(*arguments, **options) -> str:
     """It can do everything."""
     return ""
-
-
-@dataclass(frozen=True)
-class _Static:
-    schedule: Schedule
-    keys: int
-    softcap: float
-    dropout: float
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class _Smooth:
-    """What the result is differentiable in; q [B, K, S, G, d], k and v [B, K, T, d]."""
-
-    q: Array
-    k: Array
-    v: Array
-    scale: Array
-    bias: Bias | None
-    sinks: Array | None
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class _Fixed:
-    mask: Mask
-    at: Indices
-    dropout_key: Array | None
 
 
 def attention(
@@ -76,20 +64,21 @@ def attention(
     sinks: Array | None = None,
     dropout: float = 0.0,
     dropout_key: Array | None = None,
-    block: int = BLOCK,
+    block: int | None = None,
 ) -> Array:
     """See `jgpt.kernels.attention.attention`; `block` bounds the queries and keys of one block."""
     batch, queries, heads, width = q.shape
     keys, kv_heads = k.shape[1:3]
-    schedule = make_schedule(
-        mask, queries, keys, even_block(queries, block), even_block(keys, block)
-    )
-    padded_queries = len(schedule.rows) * schedule.query_block
-    padded_keys = schedule.num_key_blocks * schedule.key_block
     dropout = dropout if dropout_key is not None else 0.0
-    grouped = q.reshape(batch, queries, kv_heads, heads // kv_heads, width)
-    smooth = _Smooth(
-        q=jnp.moveaxis(_pad(grouped, padded_queries), 2, 1),
+    size = best_block if block is None else functools.partial(even_block, limit=block)
+    # Both passes must cut dropout's random bits alike, which runs of blocks would not.
+    schedule = make_schedule(mask, queries, keys, size(queries), size(keys), merge=not dropout)
+    padded_queries = len(schedule.rows) * schedule.query_block
+    padded_keys = len(schedule.columns) * schedule.key_block
+    group = heads // kv_heads
+    grouped = _pad(q.reshape(batch, queries, kv_heads, group, width), padded_queries)
+    smooth = Smooth(
+        q=jnp.moveaxis(grouped, 2, 1).reshape(batch, kv_heads, padded_queries * group, width),
         k=jnp.moveaxis(_pad(k, padded_keys), 2, 1),
         v=jnp.moveaxis(_pad(v, padded_keys), 2, 1),
         scale=jnp.asarray(scale, jnp.promote_types(q.dtype, jnp.float32)),
@@ -97,13 +86,23 @@ def attention(
         sinks=sinks,
     )
     at = row_indices(mask, queries, keys)
-    fixed = _Fixed(
-        mask=_pad_segments(mask, padded_queries, padded_keys),
-        at=Indices(_pad(at.query, padded_queries), _pad(at.key, padded_keys)),
+    if mask.q_segment_ids is not None:
+        mask = replace(
+            mask,
+            q_segment_ids=jnp.repeat(_pad(mask.q_segment_ids, padded_queries), group, axis=1),
+            kv_segment_ids=_pad(mask.kv_segment_ids, padded_keys),
+        )
+    fixed = Fixed(
+        mask=mask,
+        at=Indices(
+            query=jnp.repeat(_pad(at.query, padded_queries), group, axis=1),
+            key=_pad(at.key, padded_keys),
+        ),
         dropout_key=dropout_key if dropout else None,
     )
-    out = _attend(_Static(schedule, keys, softcap, dropout), smooth, fixed)
-    return jnp.moveaxis(out, 1, 2)[:, :queries].reshape(batch, queries, heads, v.shape[-1])
+    out = _attend(Static(schedule, keys, group, softcap, dropout), smooth, fixed)
+    out = out.reshape(batch, kv_heads, padded_queries, group, -1)
+    return jnp.moveaxis(out, 1, 2)[:, :queries].reshape(batch, queries, heads, -1)
 
 
 def _pad(x: Array, length: int) -> Array:
@@ -112,260 +111,191 @@ def _pad(x: Array, length: int) -> Array:
     return jnp.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2)) if missing else x
 
 
-def _pad_segments(mask: Mask, queries: int, keys: int) -> Mask:
-    if mask.q_segment_ids is None:
-        return mask
-    return replace(
-        mask,
-        q_segment_ids=_pad(mask.q_segment_ids, queries),
-        kv_segment_ids=_pad(mask.kv_segment_ids, keys),
-    )
+def _fold(line: Any, block: int, body: Callable, carry: Any) -> Any:
+    """The carry after `body(carry, span, masked)` for each run of a row or column.
 
-
-def _slice(x: Array, block: int | Array, size: int, axis: int) -> Array:
-    return lax.dynamic_slice_in_dim(x, block * size, size, axis)
-
-
-def _scores(
-    static: _Static, smooth: _Smooth, fixed: _Fixed, i: int | Array, j: int | Array, masked: bool
-) -> tuple[Array, Array | None]:
-    """Masked scores of one block, [B, K, s, G, t] float32, and the softcap's derivative there."""
-    schedule = static.schedule
-    q = _slice(smooth.q, i, schedule.query_block, 2)
-    k = _slice(smooth.k, j, schedule.key_block, 2)
-    scores = _dot(q, k, contract=(4, 3)) * smooth.scale
-    slope = None
-    if static.softcap:
-        tanh = jnp.tanh(scores / static.softcap)
-        scores, slope = static.softcap * tanh, 1 - tanh * tanh
-    if smooth.bias is not None:
-        scores += _group(bias_scores(smooth.bias, _indices(static, fixed, i, j)), scores.shape)
-    if masked:
-        allowed = _allowed(static, fixed, i, j)
-        scores = jnp.where(allowed[:, None, :, None, :], scores, FORBIDDEN)
-    return scores, slope
-
-
-def _dot(a: Array, b: Array, contract: tuple[int, int]) -> Array:
-    """Product over one axis of each, batched over the leading [B, K], in at least float32."""
-    return lax.dot_general(
-        a,
-        b,
-        (((contract[0],), (contract[1],)), ((0, 1), (0, 1))),
-        preferred_element_type=jnp.promote_types(a.dtype, jnp.float32),
-    )
-
-
-def _indices(static: _Static, fixed: _Fixed, i: int | Array, j: int | Array) -> Indices:
-    return Indices(
-        query=_slice(fixed.at.query, i, static.schedule.query_block, 1),
-        key=_slice(fixed.at.key, j, static.schedule.key_block, 1),
-    )
-
-
-def _group(x: Array, scores: tuple[int, ...]) -> Array:
-    """[b, H, s, t] laid out as scores are, [b, K, s, G, t]."""
-    x = x.reshape(x.shape[0], scores[1], scores[3], *x.shape[2:])
-    return jnp.moveaxis(x, 2, 3)
-
-
-def _allowed(static: _Static, fixed: _Fixed, i: int | Array, j: int | Array) -> Array:
-    """[1 or B, s, t] bool."""
-    schedule, mask = static.schedule, fixed.mask
-    segments = (None, None)
-    if mask.q_segment_ids is not None:
-        segments = (
-            _slice(mask.q_segment_ids, i, schedule.query_block, 1),
-            _slice(mask.kv_segment_ids, j, schedule.key_block, 1),
-        )
-    allowed = visible(mask, _indices(static, fixed, i, j), *segments)
-    slot = j * schedule.key_block + lax.iota(jnp.int32, schedule.key_block)
-    exists = (slot < static.keys)[None, None]
-    return exists if allowed is None else allowed & exists
-
-
-def _kept(static: _Static, fixed: _Fixed, i: int | Array, j: int | Array, like: Array) -> Array:
-    """What dropout multiplies a block's probabilities with; the same in both passes."""
-    key = jax.random.fold_in(jax.random.fold_in(fixed.dropout_key, i), j)
-    keep = jax.random.bernoulli(key, 1 - static.dropout, like.shape)
-    return keep / jnp.asarray(1 - static.dropout, like.dtype)
-
-
-def _fold(row: Any, body: Callable, carry: Any) -> Any:
-    """The carry after `body(carry, block, masked)` for each block of a row or column."""
-    if isinstance(row, tuple):
-        for block, masked in row:
-            carry = body(carry, block, masked)
+    `line` is a `Line`, or (first blocks, how many of them, masked) inside a loop over lines.
+    """
+    if not line or isinstance(line[0], Run):
+        for run in line:
+            carry = body(carry, Span(run.first * block, run.count * block), run.masked)
         return carry
-    blocks, count, masked = row["blocks"], row["count"], row["masked"]
-    return lax.fori_loop(0, count, lambda n, c: body(c, blocks[n], masked), carry)
+    firsts, count, masked = line
+    return lax.fori_loop(
+        0, count, lambda n, c: body(c, Span(firsts[n] * block, block), masked), carry
+    )
 
 
-def _for_each(rows: tuple[Row, ...], unroll: bool, body: Callable, carry: Any) -> tuple[Any, Any]:
-    """`carry, out = body(carry, i, rows[i])` for each i; the outs joined along their axis 2."""
-    if unroll:
+def _for_each(
+    lines: tuple[Line, ...], block: int, unrolled: bool, body: Callable, carry: Any
+) -> tuple[Any, Any]:
+    """`carry, out = body(carry, span, line)` for each line; the outs joined along their axis 2."""
+    if unrolled:
         outs = []
-        for i, row in enumerate(rows):
-            carry, out = body(carry, i, row)
+        for i, line in enumerate(lines):
+            carry, out = body(carry, Span(i * block, block), line)
             outs.append(out)
         return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=2), *outs)
-    masked = any(masked for row in rows for _, masked in row)
-    longest = max(map(len, rows))
-    blocks = np.array([[j for j, _ in row] + [0] * (longest - len(row)) for row in rows], np.int32)
-    counts = np.array([len(row) for row in rows], np.int32)
+    masked = any(run.masked for line in lines for run in line)
+    counts = np.array([len(line) for line in lines], np.int32)
+    firsts = np.zeros((len(lines), counts.max()), np.int32)
+    for row, line in zip(firsts, lines):
+        row[: len(line)] = [run.first for run in line]
 
     def step(carry, at):
-        i, blocks, count = at
-        return body(carry, i, {"blocks": blocks, "count": count, "masked": masked})
+        i, firsts, count = at
+        return body(carry, Span(i * block, block), (firsts, count, masked))
 
-    carry, outs = lax.scan(step, carry, (np.arange(len(rows), dtype=np.int32), blocks, counts))
+    carry, outs = lax.scan(step, carry, (np.arange(len(lines), dtype=np.int32), firsts, counts))
     return carry, jax.tree.map(_join, outs)
 
 
 def _join(x: Array) -> Array:
-    """[n, B, K, s, ...] to [B, K, n * s, ...]."""
+    """[n, B, K, r, ...] to [B, K, n * r, ...]."""
     x = jnp.moveaxis(x, 0, 2)
     return x.reshape(*x.shape[:2], -1, *x.shape[4:])
 
 
-def _unrolled(schedule: Schedule) -> bool:
-    return schedule.num_pairs <= MAX_UNROLLED_PAIRS
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(static: _Static, smooth: _Smooth, fixed: _Fixed) -> Array:
+def _attend(static: Static, smooth: Smooth, fixed: Fixed) -> Array:
     return _forward(static, smooth, fixed)[0]
 
 
-def _forward(static: _Static, smooth: _Smooth, fixed: _Fixed) -> tuple[Array, Any]:
-    """The result [B, K, S, G, d], and what the backward pass needs."""
+def _forward(static: Static, smooth: Smooth, fixed: Fixed) -> tuple[Array, Any]:
+    """The result [B, K, R, d], and what the backward pass needs."""
     schedule = static.schedule
     dtype = jnp.promote_types(smooth.q.dtype, jnp.float32)
-    batch, kv_heads, _, group, _ = smooth.q.shape
-    rows = (batch, kv_heads, schedule.query_block, group)
+    batch, kv_heads = smooth.q.shape[:2]
+    row_block = schedule.query_block * static.group
+    shape = (batch, kv_heads, row_block)
 
-    def one_row(carry, i, row):
-        def one_block(state, j, masked):
+    def one_row(carry, rows, line):
+        def one_run(state, columns, masked):
             highest, total, out = state
-            scores, _ = _scores(static, smooth, fixed, i, j, masked)
+            piece = Piece(rows, columns, masked)
+            scores = piece_scores(static, smooth, fixed, piece)
             new = jnp.maximum(highest, scores.max(-1))
             weights = jnp.exp(scores - new[..., None])
             shrink = jnp.exp(highest - new)
             total = total * shrink + weights.sum(-1)
             if static.dropout:
-                weights *= _kept(static, fixed, i, j, weights)
-            v = _slice(smooth.v, j, schedule.key_block, 2)
-            out = out * shrink[..., None] + _mix(weights, v)
-            return new, total, out
+                weights *= dropout_factors(static, fixed, piece, weights.shape)
+            mixed = dot(weights, columns.of(smooth.v, 2), (3, 2))
+            return new, total, out * shrink[..., None] + mixed
 
         if smooth.sinks is None:
-            highest, total = jnp.full(rows, LOWEST, dtype), jnp.zeros(rows, dtype)
+            highest, total = jnp.full(shape, LOWEST, dtype), jnp.zeros(shape, dtype)
         else:
-            sinks = smooth.sinks.reshape(kv_heads, 1, group).astype(dtype)
-            highest, total = jnp.broadcast_to(sinks, rows), jnp.ones(rows, dtype)
-        out = jnp.zeros((*rows, smooth.v.shape[-1]), dtype)
-        highest, total, out = _fold(row, one_block, (highest, total, out))
+            sinks = _sink_rows(static, smooth.sinks.astype(dtype), kv_heads, row_block)
+            highest, total = jnp.broadcast_to(sinks, shape), jnp.ones(shape, dtype)
+        out = jnp.zeros((*shape, smooth.v.shape[-1]), dtype)
+        state = _fold(line, schedule.key_block, one_run, (highest, total, out))
+        highest, total, out = state
         total = jnp.where(total == 0, 1, total)
-        log_total = jnp.where(highest > LOWEST, highest + jnp.log(total), 0)
-        return carry, ((out / total[..., None]).astype(smooth.q.dtype), log_total)
+        normalizer = jnp.where(highest > LOWEST, highest + jnp.log(total), 0)
+        return carry, ((out / total[..., None]).astype(smooth.q.dtype), normalizer)
 
-    _, (out, log_total) = _for_each(schedule.rows, _unrolled(schedule), one_row, ())
-    return out, (smooth, fixed, out, log_total)
-
-
-def _mix(weights: Array, v: Array) -> Array:
-    """weights [B, K, s, G, t] times v [B, K, t, d]; multiplied in v's dtype, summed in float32."""
-    return _dot(weights.astype(v.dtype), v, contract=(4, 2))
+    _, (out, normalizer) = _for_each(schedule.rows, row_block, schedule.unrolled, one_row, ())
+    return out, (smooth, fixed, out, normalizer)
 
 
-def _backward(static: _Static, saved: Any, dout: Array) -> tuple[_Smooth, None]:
-    """Gradients; `ds` are those of scores, before and after softcap and bias."""
-    smooth, fixed, out, log_total = saved
+def _backward(static: Static, saved: Any, dout: Array) -> tuple[Smooth, None]:
+    """Gradients, column by column; `ds` are those of scores, before and after softcap and bias."""
+    smooth, fixed, out, normalizer = saved
     schedule = static.schedule
-    dtype = log_total.dtype
+    dtype = normalizer.dtype
     along = (dout.astype(dtype) * out.astype(dtype)).sum(-1)
+    row_block = schedule.query_block * static.group
+    k_transposed = row_major(smooth.k.swapaxes(2, 3))
 
-    def one_column(carry, j, column):
-        k = _slice(smooth.k, j, schedule.key_block, 2)
-        v = _slice(smooth.v, j, schedule.key_block, 2)
+    def one_column(carry, columns, line):
+        k, v = columns.of(smooth.k, 2), columns.of(smooth.v, 2)
 
-        def one_block(state, i, masked):
+        def one_run(state, rows, masked):
             (dq, dbias), dk, dv = state
-            scores, slope = _scores(static, smooth, fixed, i, j, masked)
-            normalizer = _slice(log_total, i, schedule.query_block, 2)
-            probabilities = jnp.exp(scores - normalizer[..., None])
-            q = _slice(smooth.q, i, schedule.query_block, 2)
-            do = _slice(dout, i, schedule.query_block, 2)
-            dp = _dot(do, v, contract=(4, 3))
+            piece = Piece(rows, columns, masked)
+            scores, slope = transposed_scores(static, smooth, fixed, piece)
+            probabilities = jnp.exp(scores - rows.of(normalizer, 2)[:, :, None])
+            do = rows.of(dout, 2)
+            dp = dot(v, do, (3, 3))
             used = probabilities
             if static.dropout:
-                kept = _kept(static, fixed, i, j, probabilities)
-                used, dp = probabilities * kept, dp * kept
-            dv += _gather_rows(used, do)
-            ds = probabilities * (dp - _slice(along, i, schedule.query_block, 2)[..., None])
+                factors = dropout_factors(static, fixed, piece, dp.swapaxes(2, 3).shape).swapaxes(
+                    2, 3
+                )
+                used, dp = used * factors, dp * factors
+            dv += dot(used, do, (3, 2))
+            ds = probabilities * (dp - rows.of(along, 2)[:, :, None])
             if smooth.bias is not None:
-                dbias = _add_bias_gradient(dbias, ds, smooth.bias, _indices(static, fixed, i, j))
+                dbias = _add_bias_gradient(static, dbias, ds, smooth.bias, fixed, piece)
             if slope is not None:
                 ds *= slope
-            dq = _add_block(dq, _mix(ds, k), i, schedule.query_block)
-            dk += _gather_rows(ds, q)
+            ds = ds.astype(k.dtype)
+            dq = _add_rows(dq, dot(columns.of(k_transposed, 3), ds, (3, 2)), rows, row_block)
+            dk += dot(ds, rows.of(smooth.q, 2), (3, 2))
             return (dq, dbias), dk, dv
 
         zero = jnp.zeros(k.shape, dtype), jnp.zeros(v.shape, dtype)
-        carry, dk, dv = _fold(column, one_block, (carry, *zero))
+        carry, dk, dv = _fold(line, row_block, one_run, (carry, *zero))
         return carry, ((dk * smooth.scale).astype(k.dtype), dv.astype(v.dtype))
 
-    unroll = _unrolled(schedule)
-    dq = [None] * len(schedule.rows) if unroll else jnp.zeros(smooth.q.shape, dtype)
+    dq = jnp.zeros(smooth.q.swapaxes(2, 3).shape, dtype)
+    if schedule.unrolled:
+        dq = tuple(jnp.split(dq, len(schedule.rows), axis=3))
     dbias = jax.tree.map(lambda x: jnp.zeros(x.shape, dtype), smooth.bias)
-    (dq, dbias), (dk, dv) = _for_each(schedule.columns, unroll, one_column, (dq, dbias))
-    if unroll:
-        empty = jnp.zeros((*smooth.q.shape[:2], schedule.query_block, *smooth.q.shape[3:]), dtype)
-        dq = jnp.concatenate([empty if part is None else part for part in dq], axis=2)
-    dsinks = None
-    if smooth.sinks is not None:
-        sinks = smooth.sinks.reshape(along.shape[1], 1, along.shape[3]).astype(dtype)
-        dsinks = -(jnp.exp(sinks - log_total) * along).sum((0, 2)).reshape(-1)
-        dsinks = dsinks.astype(smooth.sinks.dtype)
-    gradient = _Smooth(
+    (dq, dbias), (dk, dv) = _for_each(
+        schedule.columns, schedule.key_block, schedule.unrolled, one_column, (dq, dbias)
+    )
+    if schedule.unrolled:
+        dq = jnp.concatenate(dq, axis=3)
+    dq = dq.swapaxes(2, 3)
+    gradient = Smooth(
         q=(dq * smooth.scale).astype(smooth.q.dtype),
         k=dk,
         v=dv,
         scale=(dq * smooth.q).sum(),
         bias=jax.tree.map(lambda d, x: d.astype(x.dtype), dbias, smooth.bias),
-        sinks=dsinks,
+        sinks=_sinks_gradient(static, smooth.sinks, normalizer, along),
     )
     return gradient, None
 
 
-def _gather_rows(weights: Array, rows: Array) -> Array:
-    """weights [B, K, s, G, t], transposed, times rows [B, K, s, G, d]: [B, K, t, d] float32."""
-    return lax.dot_general(
-        weights.astype(rows.dtype),
-        rows,
-        (((2, 3), (2, 3)), ((0, 1), (0, 1))),
-        preferred_element_type=jnp.promote_types(rows.dtype, jnp.float32),
-    )
+def _add_rows(total: Any, part: Array, rows: Span, block: int) -> Any:
+    """`part` added to these rows (axis 3) of an array, or of a tuple of blocks where unrolled."""
+    if isinstance(total, tuple):
+        total = list(total)
+        for n, piece in enumerate(jnp.split(part, rows.size // block, axis=3)):
+            total[rows.start // block + n] += piece
+        return tuple(total)
+    return lax.dynamic_update_slice_in_dim(total, part + rows.of(total, 3), rows.start, 3)
 
 
-def _add_block(total: Any, part: Array, i: int | Array, size: int) -> Any:
-    """`part` added to block i of an array (in a loop), or of a list of blocks (unrolled)."""
-    if isinstance(total, list):
-        before = total[i]
-        return [*total[:i], part if before is None else before + part, *total[i + 1 :]]
-    part += _slice(total, i, size, 2)
-    return lax.dynamic_update_slice_in_dim(total, part, i * size, 2)
-
-
-def _add_bias_gradient(total: Bias, ds: Array, bias: Bias, at: Indices) -> Bias:
-    """`total` plus the gradient of `bias` where the scores of a block have gradient `ds`."""
-    added, pull = jax.vjp(lambda b: bias_scores(b, at), bias)
-    batch, kv_heads, queries, group, keys = ds.shape
-    ds = jnp.moveaxis(ds, 3, 2).reshape(batch, kv_heads * group, queries, keys)
+def _add_bias_gradient(
+    static: Static, total: Bias, ds: Array, bias: Bias, fixed: Fixed, piece: Piece
+) -> Bias:
+    """`total` plus the gradient of `bias` where the scores [B, K, t, r] have gradient `ds`."""
+    added, pull = jax.vjp(lambda b: piece_bias(static, b, fixed, piece, ds.shape[1]), bias)
     if added.shape[0] == 1:
         ds = ds.sum(0, keepdims=True)
-    (gradient,) = pull(ds.astype(added.dtype))
+    (gradient,) = pull(ds.swapaxes(2, 3).astype(added.dtype))
     return jax.tree.map(jnp.add, total, gradient)
+
+
+def _sink_rows(static: Static, sinks: Array, kv_heads: int, rows: int) -> Array:
+    """[H] sinks as [K, rows], each row that of its query head."""
+    return jnp.tile(sinks.reshape(kv_heads, static.group), (1, rows // static.group))
+
+
+def _sinks_gradient(
+    static: Static, sinks: Array | None, normalizer: Array, along: Array
+) -> Array | None:
+    """A sink's probability takes from what the other probabilities mix."""
+    if sinks is None:
+        return None
+    _, kv_heads, rows = along.shape
+    logits = _sink_rows(static, sinks.astype(along.dtype), kv_heads, rows)
+    taken = (jnp.exp(logits - normalizer) * along).sum(0)
+    return -taken.reshape(kv_heads, -1, static.group).sum(1).reshape(-1).astype(sinks.dtype)
 
 
 _attend.defvjp(_forward, _backward)

@@ -7,8 +7,22 @@ import numpy as np
 from jgpt.kernels.attention.mask import block_visible
 from jgpt.typing import Mask
 
-Row = tuple[tuple[int, bool], ...]
-"""(block index, must it be masked) along one row or column of blocks."""
+MAX_UNROLLED = 16
+"""Up to so many blocks a side, the work is unrolled (faster on CPU); above, it is done in loops."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Neighbouring blocks along a row or a column of the score matrix, computed together."""
+
+    first: int
+    count: int
+    masked: bool
+    """Whether the mask may forbid some pair in there."""
+
+
+Line = tuple[Run, ...]
+"""The runs along one row or column of blocks."""
 
 
 @dataclass(frozen=True)
@@ -21,22 +35,12 @@ class Schedule:
 
     query_block: int
     key_block: int
-    num_key_blocks: int
-    rows: tuple[Row, ...]
+    rows: tuple[Line, ...]
     """For each query block, its key blocks."""
-
-    @property
-    def columns(self) -> tuple[Row, ...]:
-        """For each key block, its query blocks."""
-        columns = [[] for _ in range(self.num_key_blocks)]
-        for i, row in enumerate(self.rows):
-            for j, masked in row:
-                columns[j].append((i, masked))
-        return tuple(tuple(column) for column in columns)
-
-    @property
-    def num_pairs(self) -> int:
-        return sum(map(len, self.rows))
+    columns: tuple[Line, ...]
+    """For each key block, its query blocks."""
+    unrolled: bool
+    """Whether rows and columns are Python loops; else each run is one block."""
 
 
 def even_block(length: int, limit: int) -> int:
@@ -46,6 +50,45 @@ def even_block(length: int, limit: int) -> int:
     return -(-length // (8 * blocks)) * 8
 
 
+def best_block(length: int) -> int:
+    """Small blocks waste less along the diagonal, but there should not be too many."""
+    limit = 128
+    while limit < 256 and length > MAX_UNROLLED * limit:
+        limit *= 2
+    return even_block(length, limit)
+
+
+def make_schedule(
+    mask: Mask, queries: int, keys: int, query_block: int, key_block: int, merge: bool = True
+) -> Schedule:
+    """The blocks of a [queries, keys] score matrix in which `mask` can allow anything.
+
+    A block is marked to be masked where the structure, segment ids, prefix lengths or explicit
+    positions may forbid some of it, or where it reaches past the last key. With explicit positions
+    nothing is known in advance and every block is computed. `merge` makes runs of neighbouring
+    blocks where the work is unrolled.
+    """
+    explicit = mask.q_positions is not None or mask.kv_positions is not None
+    dynamic = mask.q_segment_ids is not None or mask.prefix_lengths is not None
+    shape = -(-queries // query_block), -(-keys // key_block)
+    needed, masked = np.zeros(shape, bool), np.zeros(shape, bool)
+    for i, j in np.ndindex(shape):
+        query = np.arange(i * query_block, min((i + 1) * query_block, queries))
+        key = np.arange(j * key_block, min((j + 1) * key_block, keys))
+        some, every = (True, False) if explicit else _cover(mask, query, key)
+        needed[i, j] = some
+        masked[i, j] = dynamic or not every or len(key) < key_block
+    unrolled = max(shape) <= MAX_UNROLLED
+    longest = MAX_UNROLLED if unrolled and merge else 1
+    return Schedule(
+        query_block=query_block,
+        key_block=key_block,
+        rows=tuple(_line(n, m, longest) for n, m in zip(needed, masked)),
+        columns=tuple(_line(n, m, longest) for n, m in zip(needed.T, masked.T)),
+        unrolled=unrolled,
+    )
+
+
 def _cover(mask: Mask, query: np.ndarray, key: np.ndarray) -> tuple[bool, bool]:
     """(some pair is allowed, every pair is) by the parts of `mask` that are structure.
 
@@ -53,41 +96,28 @@ def _cover(mask: Mask, query: np.ndarray, key: np.ndarray) -> tuple[bool, bool]:
     diagonals; the block-sparse pattern is looked up block by block.
     """
     some, every = True, True
-    ahead = (key[0] - query[-1], key[-1] - query[0])  # least and greatest key index - query index
+    least, most = key[0] - query[-1], key[-1] - query[0]  # of key index - query index
     if mask.causal and mask.prefix_lengths is None:
-        some &= ahead[0] <= 0
-        every &= ahead[1] <= 0
+        some &= least <= 0
+        every &= most <= 0
     if mask.window:
-        some &= ahead[0] < mask.window and ahead[1] > -mask.window
-        every &= ahead[1] < mask.window and ahead[0] > -mask.window
+        some &= least < mask.window and most > -mask.window
+        every &= most < mask.window and least > -mask.window
     if mask.block_size:
         query_blocks = np.unique(query // mask.block_size)[:, None]
         key_blocks = np.unique(key // mask.block_size)[None, :]
         pattern = block_visible(mask, query_blocks, key_blocks)
-        some &= bool(pattern.any())
-        every &= bool(pattern.all())
+        some &= pattern.any()
+        every &= pattern.all()
     return bool(some), bool(every)
 
 
-def make_schedule(
-    mask: Mask, queries: int, keys: int, query_block: int, key_block: int
-) -> Schedule:
-    """The blocks of a [queries, keys] score matrix in which `mask` can allow anything.
-
-    A block is marked to be masked where the structure, segment ids, prefix lengths or explicit
-    positions may forbid some of it, or where it reaches past the last key. With explicit positions
-    nothing is known in advance and every block is computed.
-    """
-    explicit = mask.q_positions is not None or mask.kv_positions is not None
-    dynamic = mask.q_segment_ids is not None or mask.prefix_lengths is not None
-    key_ranges = [np.arange(j, j + key_block) for j in range(0, keys, key_block)]
-    rows = []
-    for i in range(0, queries, query_block):
-        query = np.arange(i, min(i + query_block, queries))
-        row = []
-        for j, key in enumerate(key_ranges):
-            some, every = (True, False) if explicit else _cover(mask, query, key[key < keys])
-            if some:
-                row.append((j, dynamic or not every or key[-1] >= keys))
-        rows.append(tuple(row))
-    return Schedule(query_block, key_block, len(key_ranges), tuple(rows))
+def _line(needed: np.ndarray, masked: np.ndarray, longest: int) -> Line:
+    runs = []
+    for block in map(int, np.flatnonzero(needed)):
+        last = runs[-1] if runs else None
+        if last and last.first + last.count == block and last.count < longest:
+            runs[-1] = Run(last.first, last.count + 1, last.masked or bool(masked[block]))
+        else:
+            runs.append(Run(block, 1, bool(masked[block])))
+    return tuple(runs)

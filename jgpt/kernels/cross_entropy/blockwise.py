@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jgpt.kernels.matmul import input_gradient, product, weight_gradient
 from jgpt.typing import Array, CrossEntropy
 
-CHUNK = 1024
+CHUNK = 512
 """Tokens per chunk, for each device of the mesh that is set (`jax.set_mesh`)."""
 MAX_UNROLLED = 8
 """Up to so many chunks are unrolled (faster on CPU); above, a loop keeps the program small."""
@@ -129,9 +130,7 @@ def _join(x: Array) -> Array:
 
 def _logits(static: _Static, hidden: Array, head: Array, bias: Array | None) -> tuple[Array, Any]:
     """float32 logits [B, c, V], and the derivative of the softcap there."""
-    scores = lax.dot_general(
-        hidden, head, (((2,), (0,)), ((), ())), preferred_element_type=_dtype(hidden)
-    )
+    scores = product(hidden, head)
     if bias is not None:
         scores += bias
     if not static.softcap:
@@ -162,11 +161,8 @@ def _pull(
     if smooth.bias is not None:
         dbias += dscores.sum((0, 1))
     dscores = dscores.astype(hidden.dtype)
-    dtype = _dtype(hidden)
-    dhidden = lax.dot_general(dscores, head, (((2,), (1,)), ((), ())), preferred_element_type=dtype)
-    dhead += lax.dot_general(
-        hidden, dscores, (((0, 1), (0, 1)), ((), ())), preferred_element_type=dtype
-    )
+    dhidden = input_gradient(dscores, head)
+    dhead += weight_gradient(hidden, dscores)
     return (dhead, dbias), dhidden.astype(hidden.dtype)
 
 
