@@ -60,6 +60,7 @@ define(
     "home_reason",
     predicates="宿題がある 仕事がある 風邪を引いている お客さんが来る 母の手伝いをする 練習がある 荷物が届く 妹の面倒を見る",
 )
+define("book_kind", "本 図鑑 絵本 雑誌 写真集 資料 事典")
 define("book_subject", "鳥 星 料理 昔話 海の生き物 電車 花 お菓子 山登り 歴史 動物 絵")
 define(
     "weather_tomorrow",

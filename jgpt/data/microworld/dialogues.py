@@ -39,12 +39,9 @@ def _friends(writer: Writer) -> Pair:
     """Neighbours of like age speak plainly, others politely."""
     one, two = writer.first, writer.second
     close = abs(one.age - two.age) < 10
-    ending = "" if close else "さん"
-    return Pair(
-        (one.name, two.name),
-        (two.name + ending, one.name + ending),
-        PLAIN if close and writer.random() < 0.75 else POLITE,
-    )
+    register = PLAIN if close and writer.random() < 0.8 else POLITE
+    ending = "" if register == PLAIN else "さん"
+    return Pair((one.name, two.name), (two.name + ending, one.name + ending), register)
 
 
 def _family(writer: Writer) -> Pair:

@@ -74,7 +74,7 @@ HOME_SCRIPTS = (
         ),
         second(
             "それなら{meal_time:meal_time}の後で、{homework.base:homework}のを[手伝う|nonpast]よ。",
-            "{~daypart}までに終わったら、{~bought_food}を[出す|nonpast]よ。",
+            "{~hour}までに終わったら、{~bought_food}を[出す|nonpast]よ。",
         ),
         first(
             "{b_call:call}、{mark:landmark}の{~near}で見た{treat:fine_food}も[食べる|want+nonpast]な。",
@@ -85,7 +85,7 @@ HOME_SCRIPTS = (
             "{homework.base:homework}のが終わったら、{~place_quality}{place:public_place}にも[行く|volitional]。",
         ),
         first(
-            "分かった、{~room}で{homework.te:homework}から[行く|nonpast]。",
+            "分かった、{~study_room}で{homework.te:homework}から[行く|nonpast]。",
             "{b_call:call}と一緒なら、{homework.base:homework}のも[楽しい|nonpast]よ。",
             chance=0.7,
         ),
@@ -145,7 +145,10 @@ HOME_SCRIPTS = (
     # news
     script(
         "friends",
-        first("{b_call:call}、{~news}よ。", "{b_call:call}、{~news}って[知る|progressive+ask]。"),
+        first(
+            "{b_call:call}、{~news}よ。",
+            "{b_call:call}、{~weekday}の新聞に[出る|progressive+past]けれど、{~news}よ。",
+        ),
         second(
             "それを{when:found_when}{c_call:call}に[聞く|ask_past]。",
             "{mark:landmark}の{~near}の人は何も言って[いる|past_negative]よ。",
@@ -159,7 +162,7 @@ HOME_SCRIPTS = (
             "それなら{day:weekday}に{~bought_present}を[持っていく|volitional]。",
         ),
         first(
-            "{~fine_present}なら、{c_call:call}も[喜ぶ|nonpast]ね。",
+            "{~bought_present}を持っていけば、{c_call:call}も[喜ぶ|nonpast]ね。",
             "{clock:day_clock}に{mark:landmark}で待って[いる|nonpast]から、一緒に[行く|volitional]。",
         ),
     ),

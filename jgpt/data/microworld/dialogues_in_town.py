@@ -63,7 +63,7 @@ TOWN_SCRIPTS = (
             "{place:public_place}へ行くには、{~landmark}の{~near}を[通る|ask]。",
         ),
         second(
-            "{corner:corner}を{turning:turning}に曲がると、{minutes:minutes}で{mark:landmark}が[見える|nonpast]よ。",
+            "{corner:corner}を{turning:turning}に曲がると、{minutes:minutes}で{place:public_place}が[見える|nonpast]よ。",
             "まず{mark:landmark}までまっすぐ行って、{corner:corner}を{turning:turning}に[曲がる|please]。",
         ),
         first(
@@ -141,15 +141,15 @@ TOWN_SCRIPTS = (
     script(
         "司書",
         first(
-            "{day:weekday}までに読みたいのですが、{subject:book_subject}についての{~goods_本}はありますか。",
-            "{c_call:call}に聞いたのですが、{subject:book_subject}の{~goods_本}はありますか。",
+            "{day:weekday}までに読みたいのですが、{subject:book_subject}についての{book_kind}はありますか。",
+            "{c_call:call}に聞いたのですが、{subject:book_subject}の{book_kind}はありますか。",
         ),
         second(
-            "{subject:book_subject}の{~goods_本}なら、{~direction}の窓のそばの棚にあります。",
-            "その{~goods_本}は{c:person}さんが借りていて、{day:weekday}に戻ります。",
+            "{subject:book_subject}の{book_kind}なら、{~direction}の窓のそばの棚にあります。",
+            "その{book_kind}は{c:person}さんが借りていて、{day:weekday}に戻ります。",
         ),
         first(
-            "では、{subject:book_subject}の{~goods_本}も見せてください。",
+            "では、{subject:book_subject}の{book_kind}も見せてください。",
             "{day:weekday}に返しますから、{number_of_books:count_冊}まとめて借りてもいいですか。",
         ),
         second(
@@ -186,7 +186,7 @@ TOWN_SCRIPTS = (
             "今日は{minutes:minutes}くらい遅れるかもしれませんから、{waiting:room_of_station}でお待ちください。",
         ),
         first(
-            "では、{c_call:call}と行くので、{clock:day_clock}の切符を{tickets:count_枚}お願いします。",
+            "では、{c_call:call}と行くので、{clock:day_clock}の切符を二枚お願いします。",
             "それなら、{waiting:room_of_station}で{~wait_act.te}待ちます。",
         ),
         second(
@@ -206,7 +206,7 @@ TOWN_SCRIPTS = (
             "{mark:landmark}の{~near}で{c_call:call}から聞いた話を書きました。",
         ),
         second(
-            "{place:public_place}へ行けば、{subject:book_subject}の{~goods_本}がありますよ。",
+            "{place:public_place}へ行けば、{subject:book_subject}の{book_kind}がありますよ。",
             "{a_call:call}は{day:weekday}までに{subject:book_subject}の絵も描けますか。",
         ),
         first(

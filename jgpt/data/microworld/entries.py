@@ -220,10 +220,10 @@ _ANIMAL = frames(
     "{habitat}には、{act.base:animal_act}ことで知られる{animal}が[いる|nonpast]。",
 )
 _ANIMAL_FACTS = frames(
-    "{animal}は{food:animal_food}を食べ、{~season}の{~daypart}には{act.base:animal_act}ことが[多い|nonpast]。",
+    "{animal}は{food:animal_food}を食べ、{~town}の近くでも{act.base:animal_act}ことが[多い|nonpast]。",
     "{~town}の{~person}は、{animal}が{quality.te:animal_quality}、{act.base:animal_act}ことを子供に[教える|nonpast]。",
     "{~person}は{~town}の{zoo}で、{animal}を{counting}と[数える|past]。",
-    "{~said_by}{~season}の{~daypart}に{animal}が{act.base:animal_act}のを見ることができるそう[だ|nonpast]。",
+    "{~said_by}{~town}の{zoo}で{animal}が{act.base:animal_act}のを見ることができるそう[だ|nonpast]。",
     "{~person}は{~month}に{~town}の{zoo}で{animal}を{counted:count_any}[見る|past]。",
     "{animal}は{habitat}で暮らし、{other:animal}は{habitat2:habitat}で[暮らす|nonpast]。",
     "{other:animal}が{food2:animal_food}を食べるのに対して、{animal}は{food:animal_food}を[食べる|nonpast]。",

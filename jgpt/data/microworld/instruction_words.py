@@ -22,7 +22,11 @@ class Task(NamedTuple):
     answer: str | None
 
 
-LISTED = tuple(category for category, members in WORLD.members.items() if len(members) >= 5)
+LISTED = tuple(
+    category
+    for category, members in WORLD.members.items()
+    if len(members) >= 5 and category != "人"
+)
 define("listed", LISTED)
 define("how_many", "二つ 三つ 四つ 五つ")
 define("member", [name for category, members in WORLD.members.items() for name in members])

@@ -34,7 +34,7 @@ define(
     predicates="本を読む 日記を書く 手紙を書く 星を眺める 模型を作る ラジオを聞く セーターを編む 絵を描く 切手を整理する 昔の写真を見る",
 )
 define("wild_place", "動物園 牧場 森 公園 川 池 野原 林 湖")
-define("rain", "雨 大粒の雨 激しい雨 冷たい雨 にわか雨 細かい雨")
+define("rain", "雨 大粒の雨 激しい雨 冷たい雨 細かい雨")
 define("suddenly", "急に 突然 いきなり ぽつぽつと にわかに")
 define("clothes", "上着 シャツ 靴 靴下 髪 かばん 帽子 ズボン")
 define("belongings", "財布 鍵 手帳 帽子 かばん 切符 眼鏡 腕時計 手袋 水筒 傘 定期券")
@@ -128,7 +128,16 @@ define(
 define("stall_food", "焼きとうもろこし たこ焼き りんごあめ わたあめ 焼きそば かき氷 団子")
 define("festival", [town.festival for town in WORLD.towns])
 define("sight", [town.sight for town in WORLD.towns])
-define("rank", "一位 二位 三位 優勝 準優勝")
+define("write_manner", "詳しく 丁寧に ゆっくり 長々と 正直に 短く")
+define(
+    "owner_words",
+    "ずっと探していたんだ 見つけてくれて本当にありがとう 無事でよかった どれだけ心配したことか 元気そうで安心した 助けてくれてありがとう",
+)
+define("shawl", "毛布 上着 マフラー 厚いタオル 膝掛け")
+define("cold_wind", "冷たい風 強い風 北風 湿った風 夕方の風 川からの風")
+define("gust", "強い風 突風 激しい風 つむじ風 山からの風 海からの風 冷たい北風")
+define("study_room", "居間 自分の部屋 台所 縁側 二階 庭")
+define("rank", "一位 二位 三位 四位 五位 六位")
 define("medicine", "粉薬 白い薬 苦い薬 甘い飲み薬 のどの薬 熱を下げる薬")
 define(
     "wait_act",
@@ -177,6 +186,8 @@ define(
         "{~person}の言葉",
         "{~person}の笑顔",
         "{~person}と過ごした時間",
+        "{~person}のこと",
+        "{~kin}の話",
         "{~town}での出来事",
         "{~stray}のこと",
         "{~gadget}のこと",
@@ -249,7 +260,7 @@ define(
     "帽子をかぶった 傘を持った 着物を着た 眼鏡をかけた 赤い上着の 青いシャツの 白髪の",
 )
 define("room_of_station", "待合室 売店の前 ホームのベンチ 改札の近く 駅の食堂")
-define("morning_hour", "朝の五時 朝の六時 朝の七時 朝の八時 昼前 早朝")
+define("morning_hour", "朝の七時 朝の八時 朝の九時 朝の十時 昼前")
 define("number_of_people", "十五 二十 二十四 三十 三十二 四十 五十 六十")
 define(
     "introduced",

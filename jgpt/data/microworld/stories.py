@@ -24,6 +24,8 @@ from jgpt.data.microworld.story_scenes import OPENINGS
 from jgpt.data.microworld.story_troubles import TROUBLES
 from jgpt.data.microworld.world import WORLD
 
+_NEXT_DAY = 4  # the stage that begins with the next morning
+_BEDTIME = ("寝る前に", "その夜遅く")
 _LONGEST = 9  # events before a story must end
 _EVENTS = (*TROUBLES, *PLANS, *ENDINGS)
 _BY_NAME = {event.name: event for event in (*OPENINGS, *_EVENTS)}
@@ -195,7 +197,8 @@ def _name_hero(cast: dict, person: people.Person, random: Random) -> None:
 def tell(chain: tuple[Event, ...], cast: dict, random: Random, register: int) -> list[str]:
     """The sentences of a chain of events, in order."""
     cast["practice"] = Forms(CONTESTS[cast["contest"]], register)
-    told, stage, subject_is_hero = [], 0, False
+    told, stage, at_night, subject_is_hero = [], 0, False, False
+    helped = any("debt" in event.adds for event in chain)
     kept: set[str] = set()
     previous: Event | None = None
     for event in chain:
@@ -208,17 +211,19 @@ def tell(chain: tuple[Event, ...], cast: dict, random: Random, register: int) ->
             caused = previous is not None and not event.needs.isdisjoint(previous.adds)
             cast["link"] = pick(_LINKS, random) if caused and random() < 0.55 else ""
         if "then" in keys:
-            stage = min(stage + int(random() * 2.2), len(STAGES) - 1)
-            cast["then"] = pick(STAGES[stage], random)
+            stage, cast["then"] = _later(stage, at_night, random)
         if "next_day" in keys:
             cast.pop("next_day", None)  # drawn anew: a story may have several next days
-            stage = max(stage, 4)
+            stage = max(stage, _NEXT_DAY)
         if "memory" in keys:
-            cast["memory"] = pick(_memories(cast, kept), random)
+            cast["memory"] = pick(_memories(cast, kept, helped), random)
         if "evening" in keys:
-            cast["evening"] = pick(_EVENINGS[stage], random)
+            at_bedtime = at_night and stage == 0
+            cast["evening"] = pick(_BEDTIME if at_bedtime else _EVENINGS[stage], random)
             stage = max(stage, 3)
         told.append(frame.write(cast, random, register))
+        if previous is None:
+            stage, at_night = _time_of_day(told[0])
         kept |= keys
         if "friend" in keys:
             cast["friend"] = cast["friend_name"]
@@ -227,13 +232,35 @@ def tell(chain: tuple[Event, ...], cast: dict, random: Random, register: int) ->
     return told
 
 
-def _memories(cast: dict, told: set[str]) -> tuple[str, ...]:
+def _time_of_day(opening: str) -> tuple[int, bool]:
+    """The stage at which a story begins, and whether it begins at night."""
+    time = opening.partition("、")[0]
+    if "夜" in time:
+        return 0, True
+    return (2 if "夕方" in time else 1 if "昼" in time or "午後" in time else 0), False
+
+
+def _later(stage: int, at_night: bool, random: Random) -> tuple[int, str]:
+    """The stage after some time has passed, and how that time is put in words."""
+    step = int(random() * 2.2)
+    if step == 0:
+        return stage, pick(STAGES[0], random)  # some minutes later, whatever the hour
+    stage = min(stage + step, len(STAGES) - 1)
+    if at_night:
+        stage = max(stage, _NEXT_DAY)
+    return stage, pick(STAGES[stage], random)
+
+
+def _memories(cast: dict, told: set[str], helped: bool) -> tuple[str, ...]:
     """What the hero can look back on: only what the story has told."""
     memories = [f"{cast[key]}のこと" for key in _REMEMBERED if key in told]
     if "friend" in told:
         friend = cast["friend_name"]
-        memories += (f"{friend}の{what}" for what in ("親切", "言葉", "笑顔"))
-        memories.append(f"{friend}と過ごした時間")
+        memories += [f"{friend}の笑顔", f"{friend}のこと"]
+        if helped:
+            memories += [f"{friend}の親切", f"{friend}の言葉", f"{friend}と過ごした時間"]
+    if "old_tale" in told:
+        memories.append(f"{cast['kin']}の話")
     if "far_town" in told:
         memories.append(f"{cast['far_town']}での出来事")
     return tuple(memories) or ("その日の出来事",)

@@ -8,7 +8,7 @@ ENDINGS = (
         "glad",
         "",
         "{evening}、{topic}{memory}を{~span_short}かけて日記に[書く|past]。",
-        "{evening}、{topic}{~colour}日記帳を開き、{memory}を{~in_detail}[書く|past]。",
+        "{evening}、{topic}{~colour}日記帳を開き、{memory}を{~write_manner}[書く|past]。",
         is_ending=True,
     ),
     event(
@@ -31,7 +31,7 @@ ENDINGS = (
         "remember",
         "glad",
         "",
-        "それから{hero}は、{~landmark}の前を通るたびに{memory}を[思い出す|past]。",
+        "それから{hero}は、{~weekday}の{~daypart}が来るたびに{memory}を[思い出す|past]。",
         "{hero}は今でも、{~weekday}の{~daypart}に{memory}を[思い出す|nonpast]。",
         is_ending=True,
     ),

@@ -225,7 +225,7 @@ PLANS = (
         "earned",
         "-earned +got",
         "お金がそろったので、{topic}{shop}へ{~soon}行き、{thing}を[買う|past]。",
-        "{then}{topic}{price:number}円を払って、やっと{thing}を手に[入れる|past]。",
+        "お金がたまったので、{topic}{price:number}円を払って、やっと{thing}を手に[入れる|past]。",
     ),
     event(
         "show_it",
@@ -318,15 +318,15 @@ PLANS = (
         "tale",
         "candle",
         "-candle +tale",
-        "小さな明かりの中で、{kin}は{hero}に{~old_tale}を{~duration}[話す|favour+past]。",
-        "{topic}{kin}と明かりを囲み、{~old_tale}をしながら{~fine_food}を[食べる|past]。",
+        "小さな明かりの中で、{kin}は{hero}に{old_tale}を{~duration}[話す|favour+past]。",
+        "{topic}{kin}と明かりを囲み、{old_tale}をしながら{~fine_food}を[食べる|past]。",
     ),
     event(
         "light_returns",
         "tale",
         "-tale +glad",
         "{~minutes}たって明かりがついたが、{topic}まだ{kin}の話を聞いて[いる|want+past]。",
-        "{then}明かりが戻ると、{topic}{kin}と顔を見合わせて[笑う|past]。",
+        "{~minutes}ほどして明かりが戻ると、{topic}{kin}と顔を見合わせて[笑う|past]。",
     ),
     event(
         "look_outside",

@@ -64,8 +64,8 @@ OPENINGS = (
         "hat_blown",
         "",
         "+hat_gone",
-        "{~some_day}、{who:introduced}が{~outdoor_place}を歩いていると、{~wind}が吹いて{hat}が[飛ばす|passive+past]。",
-        "{~some_day}、{who:introduced}は{~landmark}の前で{~wind}に{hat}を[飛ばす|passive+past]。",
+        "{~some_day}、{who:introduced}が{~outdoor_place}を歩いていると、{~gust}が吹いて{hat}が[飛ばす|passive+past]。",
+        "{~some_day}、{who:introduced}は{~landmark}の前で{~gust}に{hat}を[飛ばす|passive+past]。",
     ),
     event(
         "snow",

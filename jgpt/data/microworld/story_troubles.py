@@ -129,7 +129,7 @@ TROUBLES = (
         "chilled",
         "wet",
         "-wet +cold",
-        "{~wind}が吹いて、濡れた{hero}の体はすっかり[冷える|regret+past]。",
+        "{~cold_wind}が吹いて、濡れた{hero}の体はすっかり[冷える|regret+past]。",
         "濡れた{~clothes}のまま{~minutes}も歩いたので、{topic}体が[冷える|past]。",
     ),
     event(
@@ -143,8 +143,8 @@ TROUBLES = (
         "bath",
         "cold",
         "-cold +warm",
-        "{link}{topic}家に帰るとすぐに風呂に入り、{~hot_drink}を[飲む|past]。",
-        "{link}{topic}{~wrap}を肩に掛けて、{~hot_drink}を{~at_rest}[飲む|past]。",
+        "体が冷えたので、{topic}家に帰るとすぐに風呂に入り、{~hot_drink}を[飲む|past]。",
+        "体を温めるために、{topic}{~shawl}を肩に掛けて、{~hot_drink}を{~at_rest}[飲む|past]。",
     ),
     event(
         "warm_meal",
@@ -329,7 +329,7 @@ TROUBLES = (
         "owner",
         "-owner +glad",
         "{friend:companion}は何度も礼を言い、{hero}に{~bought_present}を[くれる|past]。",
-        "{friend:companion}は{stray}を抱き上げ、「{~gratitude}」と[言う|past]。",
+        "{friend:companion}は{stray}を抱き上げ、「{~owner_words}」と[言う|past]。",
     ),
     event(
         "name_stray",
