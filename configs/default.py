@@ -1,4 +1,4 @@
-"""Every setting with its default and its meaning; other configs change a few lines.
+"""Every setting with its default and meaning; other configs change a few lines.
 
 Generated from `jgpt/config.py`: `python -m jgpt.config > configs/default.py`.
 """

@@ -564,7 +564,7 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-_DEFAULT_HEAD = '''"""Every setting with its default and its meaning; other configs change a few lines.
+_DEFAULT_HEAD = '''"""Every setting with its default and meaning; other configs change a few lines.
 
 Generated from `jgpt/config.py`: `python -m jgpt.config > configs/default.py`.
 """

@@ -51,8 +51,8 @@ class Mask:
     - `window` > 0: |query index - key index| < window (only one-sided with `causal`);
     - `prefix_lengths` [B]: with `causal`, keys below this index are seen by all queries anyway;
     - segments: the ids are equal and the key's is not 0 (0 is padding);
-    - `block_size` > 0: the key's block is one of the query block's `num_local_blocks` last ones, one
-      of the first `num_global_blocks`, or (stride > 0) every `stride`-th block.
+    - `block_size` > 0: the key's block is one of the `num_local_blocks` that end with the query's,
+      one of the first `num_global_blocks`, or (stride > 0) a `stride`-th block.
 
     Indices are `arange` unless given: a query against a cache gives `q_positions` [B, S] and
     `kv_positions` [B, T], where -1 marks an empty slot that no query sees.
