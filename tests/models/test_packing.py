@@ -1,4 +1,4 @@
-"""Packed documents and padding leave each document what it is alone."""
+"""Packed documents and padding leave each document what it is alone; outputs fit each other."""
 
 import numpy as np
 import pytest
@@ -83,3 +83,13 @@ def test_token_logps_and_cross_entropy_follow_from_the_logits():
     assert relative_error(found, expected) < 1e-5
     sums, _ = forward(config, "cross_entropy")(variables, batch)
     assert relative_error(sums.nll, -(weights * expected).sum()) < 1e-5
+
+
+def test_mup_multiplies_the_logits_and_not_the_hidden_states():
+    config = tiny(num_layers=1, mup_base_width=4, head_bias=True)
+    variables = random_variables(config)
+    batch = {"inputs": random_tokens(1, 6)}
+    hidden, _ = forward(config, "hidden")(variables, batch)
+    head = variables["params"]["head"]
+    expected = np.asarray(hidden) @ np.asarray(head["kernel"]) * (4 / 16) + head["bias"]
+    assert relative_error(forward(config)(variables, batch)[0], expected) < 1e-5

@@ -9,6 +9,7 @@ import pytest
 from tiny_models import forward, random_tokens, random_variables, relative_error, tiny, tiny_moe
 
 from jgpt import models
+from jgpt.models.transformer import layer_key
 
 BATCH = {"inputs": random_tokens(2, 10)}
 
@@ -50,6 +51,12 @@ def test_dropout_acts_in_training_only_and_follows_its_key(rate):
     evaluated, _ = forward(plain, "hidden")(variables, BATCH)
     assert relative_error(one, evaluated) > 0.01
     np.testing.assert_allclose(run(variables, BATCH)[0], evaluated, rtol=1e-6)
+
+
+def test_every_layer_drops_other_entries():
+    keys = [layer_key(jax.random.key(0), index) for index in range(-1, 8)]
+    assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == len(keys)
+    assert layer_key(None, 3) is None
 
 
 def test_router_jitter_follows_its_key():
