@@ -34,10 +34,10 @@ _PERSON = frames(
 _PERSON_FACTS = frames(
     "{p:person}の好物は{food}で、{~weekday}にはよく{~town}の食堂へ[行く|nonpast]。",
     "{p:person}は{~weekday}の{~daypart}に{~person}と一緒に{act.base:hobby}ことが[多い|nonpast]。",
-    "{~said_by}{p:person}は{month}に生まれ、{food}を食べて育ったそう[だ|nonpast]。",
+    "{~passer}の話では、{p:person}は{month}に生まれ、{food}を食べて育ったそう[だ|nonpast]。",
     "{p:person}は{~public_place}の{~near}で{~person}とよく[会う|nonpast]。",
     "{~season}の{~daypart}には、{p:person}が{~landmark}の{~near}を歩く姿を見かけることも[ある|nonpast]。",
-    "{p:person}は{~fine_keepsake}と{~fine_keepsake}を大切に[する|progressive+nonpast]。",
+    "{p:person}は{~fine_本}と{~fine_keepsake}を大切に[する|progressive+nonpast]。",
     "{~person}と{~person}は、{p:person}に{act.base:hobby}楽しさを[教わる|past]。",
     "{p:person}の家は{town}の{~landmark}の{~near}に[ある|nonpast]。",
 )
@@ -221,7 +221,7 @@ _ANIMAL = frames(
 )
 _ANIMAL_FACTS = frames(
     "{animal}は{food:animal_food}を食べ、{~town}の近くでも{act.base:animal_act}ことが[多い|nonpast]。",
-    "{~town}の{~person}は、{animal}が{quality.te:animal_quality}、{act.base:animal_act}ことを子供に[教える|nonpast]。",
+    "{~town}の{~person}は、{quality.te:animal_quality}{act.base:animal_act}{animal}が[好きだ|nonpast]。",
     "{~person}は{~town}の{zoo}で、{animal}を{counting}と[数える|past]。",
     "{~said_by}{~town}の{zoo}で{animal}が{act.base:animal_act}のを見ることができるそう[だ|nonpast]。",
     "{~person}は{~month}に{~town}の{zoo}で{animal}を{counted:count_any}[見る|past]。",
@@ -315,7 +315,7 @@ def _plant(writer: Writer) -> tuple[str, Facts]:
 # --- jobs and seasons ---------------------------------------------------------------------
 _JOB = frames(
     "{job}は{duty.base:duty_act}仕事で、{~town}の{~person}も{tool:work_tool}を[使う|nonpast]。",
-    "{~town}の{workplace}で働く{job}は、{~daypart}から{duty.base:duty_act}ことを仕事に[する|progressive+nonpast]。",
+    "{~town}の{workplace}で働く{job}は、{~weekday}も{duty.base:duty_act}ことを仕事に[する|progressive+nonpast]。",
     "{~person}の話では、{job}の仕事は{duty.base:duty_act}ことで、{tool:work_tool}をよく使うそう[だ|nonpast]。",
 )
 _JOB_FACTS = frames(
@@ -323,7 +323,7 @@ _JOB_FACTS = frames(
     "{~person}は{~month}に{workplace}を訪ね、{job}が{duty.base:duty_act}のを[見る|past]。",
     "{~person}は{~span}もかけて、{job}の{p:person}に{duty.base:duty_act}方法を[教わる|past]。",
     "{~said_by}{~season}は{job}が一番忙しい季節だそう[だ|nonpast]。",
-    "{job}は{~daypart}から{duty.te:duty_act}、{~daypart}に{tool:work_tool}を[片付ける|nonpast]。",
+    "{job}は{~morning_hour}から{duty.te:duty_act}、夕方に{tool:work_tool}を[片付ける|nonpast]。",
     "{job}の{p:person}は、{job2:job}の仕事にも興味を[持つ|progressive+nonpast]。",
     "{workplace}の{~near}では、{~weekday}に{~person}が{job}を[手伝う|progressive+nonpast]。",
     "{~person}は{job}になりたいと言い、{~person}は{job2:job}になりたいと[言う|past]。",
@@ -357,7 +357,7 @@ _SEASON = frames(
 )
 _SEASON_FACTS = frames(
     "{month}には{~town}の{~landmark}の{~near}でも{plant}の花を見ることが[できる|nonpast]。",
-    "{season}の{~daypart}には、{~person}は{~public_place}で{~hobby.base}ことが[多い|nonpast]。",
+    "{season}の{~daypart}には、{~person}は{~spot_act.base}ことが[多い|nonpast]。",
     "{~said_by}{season}には{~bird}が{~outdoor_place}の{~near}まで来ることもあるそう[だ|nonpast]。",
     "{season}の{~weekday}には、{~town}で{~fine_thing}がよく[売れる|nonpast]。",
     "{~person}と{~person}は、{season}になると{~town}へ旅を[する|nonpast]。",

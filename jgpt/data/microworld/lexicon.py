@@ -141,12 +141,9 @@ def _define_things() -> None:
     define("fine_thing", patterns=[f"{{~fine_{category}}}" for category in things.QUALITIES])
     define(
         "fine_keepsake",
-        patterns=[
-            f"{{~fine_{c}}}" for c in ("本", "おもちゃ", "時計", "楽器", "家具", "服", "文房具")
-        ],
+        patterns=[f"{{~fine_{c}}}" for c in ("おもちゃ", "時計", "楽器", "家具", "服", "文房具")],
     )
-    foods = [*things.FOOD_CATEGORIES]
-    define("fine_food", patterns=[f"{{~fine_{category}}}" for category in foods])
+    define("fine_food", patterns=[f"{{~fine_{c}}}" for c in things.FOOD_CATEGORIES])
     define(
         "fine_present",
         patterns=[

@@ -139,9 +139,10 @@ _DESIRABLE = {
     town.name: tuple(
         thing
         for thing in WORLD.things
-        if thing.price >= 750
+        if thing.price >= 900
         and thing.shop in town.places
-        and thing.category not in things.FOOD_CATEGORIES + things.RAW_FOOD_CATEGORIES
+        and thing.category
+        not in (*things.FOOD_CATEGORIES, *things.RAW_FOOD_CATEGORIES, "飲み物", "日用品")
     )
     for town in WORLD.towns
 }
@@ -216,7 +217,7 @@ def tell(chain: tuple[Event, ...], cast: dict, random: Random, register: int) ->
             cast.pop("next_day", None)  # drawn anew: a story may have several next days
             stage = max(stage, _NEXT_DAY)
         if "memory" in keys:
-            cast["memory"] = pick(_memories(cast, kept, helped), random)
+            cast["memory"] = pick(_memories(cast, kept, helped, "kin" in keys), random)
         if "evening" in keys:
             at_bedtime = at_night and stage == 0
             cast["evening"] = pick(_BEDTIME if at_bedtime else _EVENINGS[stage], random)
@@ -251,7 +252,7 @@ def _later(stage: int, at_night: bool, random: Random) -> tuple[int, str]:
     return stage, pick(STAGES[stage], random)
 
 
-def _memories(cast: dict, told: set[str], helped: bool) -> tuple[str, ...]:
+def _memories(cast: dict, told: set[str], helped: bool, to_kin: bool) -> tuple[str, ...]:
     """What the hero can look back on: only what the story has told."""
     memories = [f"{cast[key]}のこと" for key in _REMEMBERED if key in told]
     if "friend" in told:
@@ -259,7 +260,7 @@ def _memories(cast: dict, told: set[str], helped: bool) -> tuple[str, ...]:
         memories += [f"{friend}の笑顔", f"{friend}のこと"]
         if helped:
             memories += [f"{friend}の親切", f"{friend}の言葉", f"{friend}と過ごした時間"]
-    if "old_tale" in told:
+    if "old_tale" in told and not to_kin:
         memories.append(f"{cast['kin']}の話")
     if "far_town" in told:
         memories.append(f"{cast['far_town']}での出来事")

@@ -45,7 +45,7 @@ PLANS = (
         "souvenir",
         "-souvenir +travelling",
         "土産を買った{hero}は、{~day_clock}の電車に乗って{far_town:town}へ[向かう|past]。",
-        "{then}{topic}土産をかばんに入れ、{~day_clock}発の電車に[乗る|past]。",
+        "{topic}土産をかばんに入れ、{~day_clock}発の電車に[乗る|past]。",
     ),
     event(
         "arrive",

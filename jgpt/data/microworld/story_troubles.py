@@ -165,7 +165,7 @@ TROUBLES = (
         "warm",
         "-warm +rested",
         "体が温まったので、{topic}{~night_act.te}から{~at_rest}[眠る|past]。",
-        "温かくなった{hero}は、{~indoors}で{~duration}[眠る|past]。",
+        "温かくなった{hero}は、{~sleeping_place}で{~duration}[眠る|past]。",
     ),
     event(
         "visited_when_ill",
