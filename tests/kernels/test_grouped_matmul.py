@@ -1,5 +1,7 @@
 """grouped_matmul: every backend against float64 sums, whatever the groups' sizes."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,25 +9,24 @@ import pytest
 
 from jgpt.kernels.grouped_matmul import BACKENDS, blockwise, choose, grouped_matmul, ragged
 
+NUM_ROWS = 100
 GROUPS = {
     "even": [25, 25, 25, 25],
-    "uneven": [3, 64, 1, 29],
-    "one takes all": [0, 97, 0, 0],
-    "empty first and last": [0, 40, 57, 0],
+    "uneven": [3, 64, 1, 32],
+    "one takes all": [0, 100, 0, 0],
+    "empty first and last": [0, 43, 57, 0],
     "rows left over": [10, 0, 31, 7],
     "nobody": [0, 0, 0, 0],
 }
-ROWS = {"even": 100, "rows left over": 64, "nobody": 20}
 ON_CPU = [name for name, backend in BACKENDS.items() if not backend.supports("cpu")]
 
 
-def inputs(case, d=24, f=40, seed=0):
+def inputs(case, d=24, f=40):
     sizes = np.array(GROUPS[case], np.int32)
-    rng = np.random.default_rng([seed, len(case)])
-    n = ROWS.get(case, int(sizes.sum()))
-    x = rng.standard_normal((n, d))
+    rng = np.random.default_rng(len(case))
+    x = rng.standard_normal((NUM_ROWS, d))
     w = rng.standard_normal((len(sizes), d, f))
-    dy = rng.standard_normal((n, f))
+    dy = rng.standard_normal((NUM_ROWS, f))
     return x, w, dy, sizes
 
 
@@ -47,23 +48,19 @@ def relative_error(got, want):
     return float(np.abs(np.asarray(got, np.float64) - want).max() / scale)
 
 
-def run(x, w, dy, sizes, dtype, weight_dtype=None, backend="auto"):
-    x, dy = jnp.asarray(x, dtype), jnp.asarray(dy, dtype)
-    w = jnp.asarray(w, weight_dtype or dtype)
-
-    @jax.jit
-    def value_and_gradients(x, w, dy, sizes):
-        y, pull = jax.vjp(lambda x, w: grouped_matmul(x, w, sizes, backend=backend), x, w)
-        return y, *pull(dy)
-
-    return value_and_gradients(x, w, dy, jnp.asarray(sizes))
+@functools.partial(jax.jit, static_argnames="backend")
+def value_and_gradients(x, w, dy, sizes, backend="auto"):
+    y, pull = jax.vjp(lambda x, w: grouped_matmul(x, w, sizes, backend=backend), x, w)
+    return y, *pull(dy)
 
 
 @pytest.mark.parametrize("backend", ON_CPU)
 @pytest.mark.parametrize("case", GROUPS)
 def test_value_and_gradients_equal_float64_sums(case, backend):
-    arrays = inputs(case)
-    for got, want in zip(run(*arrays, jnp.float32, backend=backend), oracle(*arrays)):
+    x, w, dy, sizes = inputs(case)
+    arrays = [jnp.asarray(a, jnp.float32) for a in (x, w, dy)]
+    results = value_and_gradients(*arrays, sizes, backend=backend)
+    for got, want in zip(results, oracle(x, w, dy, sizes)):
         assert relative_error(got, want) < 1e-5
 
 
@@ -90,27 +87,44 @@ def test_auto_never_takes_ragged_dot_on_cpu():
         grouped_matmul(*map(jnp.asarray, (x, w, sizes)), backend="ragged")
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_blocks_cover_every_row_and_mend_what_they_spill(seed):
-    """Runs the block schedule on row numbers: whoever writes a row last must own it."""
-    rng = np.random.default_rng(seed)
-    groups = int(rng.integers(1, 12))
-    sizes = rng.multinomial(int(rng.integers(0, 700)), rng.dirichlet(np.full(groups, 0.4)))
-    total = int(sizes.sum())
-    lengths = blockwise.block_sizes(max(total, 1), groups)
-    writer = np.full(total + lengths[0], -1)
-    for blocks in blockwise.cut(jnp.asarray(sizes, jnp.int32), lengths):
-        for index in range(int(blocks.count)):
-            group, row, _ = (int(a) for a in blocks.locate(jnp.asarray(index)))
-            writer[row : row + blocks.size] = group
-    np.testing.assert_array_equal(writer[:total], np.repeat(np.arange(groups), sizes))
+@pytest.mark.parametrize(("num_rows", "num_groups"), [(4, 8), (7, 3), (700, 4), (300, 1)])
+def test_blockwise_at_every_size_of_problem(num_rows, num_groups):
+    """Row by row, one block size, several block sizes; groups of random sizes."""
+    rng = np.random.default_rng(num_rows)
+    x, w, dy = (
+        rng.standard_normal(shape) for shape in ((num_rows, 16), (num_groups, 16, 8), (num_rows, 8))
+    )
+    arrays = [jnp.asarray(a, jnp.float32) for a in (x, w, dy)]
+    for concentration in (0.2, 1.0, 50.0):
+        shares = rng.dirichlet(np.full(num_groups, concentration))
+        sizes = rng.multinomial(num_rows - num_rows // 10, shares).astype(np.int32)
+        results = value_and_gradients(*arrays, sizes, backend="blockwise")
+        for got, want in zip(results, oracle(x, w, dy, sizes)):
+            assert relative_error(got, want) < 1e-5
+
+
+def test_products_are_about_as_many_as_needed():
+    """Counts rows over all blocks: fewer than a smallest block per group is for nothing."""
+    rng = np.random.default_rng(3)
+    for num_groups in (1, 8, 64):
+        lengths = blockwise.block_sizes(4096, num_groups)
+
+        def rows_computed(length, lengths=lengths):
+            def count(size, row, left, rows):
+                return rows + size
+
+            return blockwise._over_blocks(lengths, 0, length, count, 0)
+
+        sizes = rng.multinomial(4096, rng.dirichlet(np.full(num_groups, 2.0)))
+        total = int(jnp.sum(jax.lax.map(rows_computed, jnp.asarray(sizes))))
+        assert 4096 <= total < 4096 + num_groups * lengths[0]
 
 
 def test_mixed_precision_sums_in_float32_and_keeps_the_weights_dtype():
     x, w, dy, sizes = inputs("uneven", d=64, f=48)
-    rounded = [np.asarray(jnp.asarray(a, jnp.bfloat16), np.float64) for a in (x, w, dy)]
-    wants = oracle(*rounded, sizes)
-    y, dx, dw = run(x, w, dy, sizes, jnp.bfloat16, weight_dtype=jnp.float32)
+    x, w, dy = (jnp.asarray(a, jnp.bfloat16) for a in (x, w, dy))
+    wants = oracle(*(np.asarray(a, np.float64) for a in (x, w, dy)), sizes)
+    y, dx, dw = value_and_gradients(x, w.astype(jnp.float32), dy, sizes)
     assert (y.dtype, dx.dtype, dw.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
     for got, want, tolerance in zip((y, dx, dw), wants, (5e-3, 5e-3, 1e-5)):
         assert relative_error(got, want) < tolerance
