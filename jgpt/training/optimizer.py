@@ -1,8 +1,9 @@
 """Update rules, learning rate over time and clipping, as one Optax transformation.
 
-Every parameter belongs to one of three groups, by ordered rules over its path (`GROUPS`):
+Every parameter belongs to one of four groups, by ordered rules over its path (`GROUPS`):
 
-- `matrix`: a linear map. Decayed; orthogonalised by Muon.
+- `matrix`: a linear map between hidden layers. Decayed; orthogonalised by Muon.
+- `head`: the map to the vocabulary. Decayed.
 - `embedding`: a table of rows. Not decayed: a row's gradient is zero while its token is absent, so
   decay would shrink the rows of rare tokens for no reason (OLMo 2, section 3.4.3).
 - `vector`: norms, biases, sinks, scales. Not decayed.
@@ -27,6 +28,7 @@ Schedule = Callable[[Array], Array]
 
 GROUPS: list[tuple[str, str]] = [
     (r"^(embedding|position)/table$", "embedding"),
+    (r"^head/kernel$", "head"),
     (r"(^|/)kernel$", "matrix"),
     (r"(^|/)relative_bias/table$", "vector"),
     (r"(^|/)(scale|bias|sinks)$", "vector"),
@@ -35,7 +37,7 @@ GROUPS: list[tuple[str, str]] = [
 
 
 def parameter_groups(params: PyTree) -> PyTree:
-    """`matrix`, `embedding` or `vector` for every leaf, as `GROUPS` says."""
+    """`matrix`, `head`, `embedding` or `vector` for every leaf, as `GROUPS` says."""
     return match_rules(GROUPS, params, optional=[pattern for pattern, _ in GROUPS])
 
 
@@ -94,7 +96,7 @@ def make_optimizer(
         ValueError: a parameter that no rule of `GROUPS` matches.
     """
     groups = parameter_groups(params)
-    decayed = jax.tree.map(lambda group: group == "matrix", groups)
+    decayed = jax.tree.map(lambda group: group in ("matrix", "head"), groups)
     by_muon = jax.tree.map(
         lambda group: "muon" if config.name == "muon" and group == "matrix" else "other", groups
     )

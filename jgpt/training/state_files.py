@@ -47,7 +47,13 @@ def read_state(directory: Path, abstract: TrainState, config: ModelConfig) -> Tr
         return _read_like(directory, saved, abstract)
     as_saved = jax.eval_shape(functools.partial(_restack, config, scan=scanned), abstract)
     everywhere = abstract.step.sharding
-    state = _read_like(directory, saved, abstract_state(as_saved, everywhere))
+    state = _read_like(
+        directory,
+        saved,
+        abstract_state(as_saved, everywhere),
+        remedy=f"set model.scan_layers to {'on' if scanned else 'off'} as it was there, since this "
+        "optimizer's state has another form for scanned layers",
+    )
     back = functools.partial(_restack, config, scan=not scanned)
     return jax.jit(back, out_shardings=jax.tree.map(lambda a: a.sharding, abstract))(state)
 
@@ -65,7 +71,13 @@ def _restack(config: ModelConfig, state: TrainState, *, scan: bool) -> TrainStat
     )
 
 
-def _read_like(directory: Path, saved: dict[str, Any], abstract: TrainState) -> TrainState:
+def _read_like(
+    directory: Path,
+    saved: dict[str, Any],
+    abstract: TrainState,
+    remedy: str = "use the config it was made with, or another --workdir",
+) -> TrainState:
+    """The state, after a check that every array is there with the wanted shape and type."""
     before, now = leaves_by_path(saved), leaves_by_path(abstract)
     differing = [
         f"{path} is {_describe(before.get(path))} there and {_describe(now.get(path))} here"
@@ -75,7 +87,7 @@ def _read_like(directory: Path, saved: dict[str, Any], abstract: TrainState) -> 
     if differing:
         raise CheckpointError(
             f"{directory} does not fit this run: {differing[0]} ({len(differing)} such arrays); "
-            "use the config it was made with, or another --workdir"
+            f"{remedy}"
         )
     return _like(abstract, read_arrays(directory, nested(abstract)))
 

@@ -197,19 +197,34 @@ def model_state(config: ModelConfig, optimizer_config, seed: int) -> TrainState:
     return jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape) * 10, s.dtype), abstract)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("saved_scan", ["on", "off"])
-def test_layers_may_be_scanned_in_one_run_and_unrolled_in_the_next(tmp_path, saved_scan, optimizer):
+def scanned_and_unrolled(optimizer: str, saved_scan: str) -> list:
+    """Configs of the run that saves and of the one that restores."""
     small = {
         "vocab_size": 32, "hidden_size": 8, "num_heads": 2, "intermediate_size": 8,
         "num_layers": 5, "num_leading_dense": 1, "ffn_pattern": ("dense", "moe"),
         "moe": {"num_experts": 4},
     }  # fmt: skip
     settings = {"optimizer": {"name": optimizer, "ema_decay": 0.9}}
-    saved, now = (
+    return [
         config_of(model={**small, "scan_layers": scan}, **settings)
         for scan in (saved_scan, "off" if saved_scan == "on" else "on")
-    )
+    ]
+
+
+def test_an_optimizer_whose_state_depends_on_the_scan_says_so(tmp_path):
+    saved, now = scanned_and_unrolled("adafactor", "on")
+    writer = Checkpoints(tmp_path, KEEP_ALL)
+    writer.save(model_state(saved.model, saved.optimizer, 1), {}, saved, {}, 1)
+    writer.close()
+    with pytest.raises(CheckpointError, match=r"set model.scan_layers to on") as error:
+        restore(tmp_path, model_state(now.model, now.optimizer, 2), now)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("saved_scan", ["on", "off"])
+def test_layers_may_be_scanned_in_one_run_and_unrolled_in_the_next(tmp_path, saved_scan, optimizer):
+    saved, now = scanned_and_unrolled(optimizer, saved_scan)
     state = model_state(saved.model, saved.optimizer, 1)
     writer = Checkpoints(tmp_path, KEEP_ALL)
     writer.save(state, {}, saved, {}, 1)
@@ -503,7 +518,8 @@ def test_a_full_disk_is_one_clear_line_and_leaves_the_checkpoint_before(tmp_path
                 writer.save(random_state(2, width=300_000), {}, CONFIG, {}, 2)
                 writer.wait()
             except CheckpointError as error:
-                print(f"{error}")
+                print(error)
+                assert not (writer.root / "2").exists()
         writer.save(random_state(3), {}, CONFIG, {}, 3)
         writer.close()
     """

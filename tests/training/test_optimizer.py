@@ -187,7 +187,7 @@ def test_muon_steps_matrices_by_its_own_rate_and_the_rest_by_adam():
     config = dataclasses.replace(CONSTANT, name="muon", muon_learning_rate=0.5, **common)
     history = run(config, params, grads)
     adam = run(dataclasses.replace(CONSTANT, **common), params, grads)
-    for path in (("bias",), ("embedding", "table")):
+    for path in (("bias",), ("embedding", "table"), ("head", "kernel")):
         got, expected = (functools.reduce(dict.__getitem__, path, h[-1]) for h in (history, adam))
         assert relative_error(got, expected) < 1e-6
     p, trace = params["up"]["kernel"], 0.0
@@ -254,13 +254,13 @@ def test_every_parameter_of_the_model_has_its_group(position, scan_layers):
     config = dataclasses.replace(FULL, position=position, scan_layers=scan_layers)
     params = leaves_by_path(models.abstract_params(config))
     groups = leaves_by_path(parameter_groups(models.abstract_params(config)))
-    assert set(groups.values()) == {"matrix", "embedding", "vector"}
+    assert set(groups.values()) == {"matrix", "head", "embedding", "vector"}
     for path, group in groups.items():
         rank = len(params[path].shape) - path.startswith("layers/")
         assert (group == "vector") == (rank <= 1 or "relative_bias" in path), path
         if group == "matrix":
             assert path.endswith("/kernel")
-    assert groups["embedding/table"] == "embedding" and groups["head/kernel"] == "matrix"
+    assert groups["embedding/table"] == "embedding" and groups["head/kernel"] == "head"
 
 
 def test_a_parameter_without_a_rule_is_refused():
