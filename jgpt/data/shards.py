@@ -131,11 +131,11 @@ class VirtualShard:
         return ShardState(tuple(self._taken), tuple(self._spent), ready, open_rows)
 
     def restore(self, state: ShardState) -> None:
+        """Takes a new shard to the place of `state`."""
         self._taken, self._spent = list(state.taken), list(state.spent)
         self._packer.restore(state.ready, state.open)
         for reader, taken in zip(self._readers, self._taken, strict=True):
-            reader.read, reader.ended = taken, False
-            reader.waiting.clear()
+            reader.read = taken
 
     def _next_source(self) -> int | None:
         for s in sorted(

@@ -11,6 +11,7 @@ from jgpt.config import ConfigError, DataConfig
 from jgpt.data import corpus, pipeline
 from jgpt.data.microworld import cache as microworld_cache
 from jgpt.data.records import DataError
+from jgpt.data.rows import RowsDataset, Start
 from jgpt.tokenizers.byte import ByteTokenizer
 
 TOKENIZER = ByteTokenizer()
@@ -159,6 +160,21 @@ def test_worker_processes_make_the_same_batches_and_states(config):
     other.set_state(state)
     for expected in take(threaded, 5):
         assert_same(next(other), expected)
+
+
+@pytest.mark.parametrize("batch_size, virtual_shards", [(16, 16), (32, 8)])
+def test_workers_of_several_processes_share_the_rows(config, batch_size, virtual_shards):
+    """What Grain's slicing gives worker i of 2 in process p of 2, without starting any."""
+    config = changed(config, batch_size=batch_size, virtual_shards=virtual_shards)
+    corpus = pipeline.open_corpus(config)
+    iterators = []
+    for process in range(2):
+        for worker in range(2):
+            dataset = RowsDataset(corpus, TOKENIZER, config, process, 2, Start())
+            dataset.set_slice(slice(worker, None, 2))
+            iterators.append(iter(dataset))
+    for batch in take(pipeline.training_batches(corpus, TOKENIZER, config), 6):
+        assert_same(joined([next(iterator).arrays for iterator in iterators]), batch)
 
 
 def test_iteration_goes_on_after_close(config):
