@@ -8,6 +8,7 @@ from jgpt.config import CleaningConfig
 from jgpt.data import text as filters
 from jgpt.data.dedup import ExactDuplicates, NearDuplicates
 from jgpt.data.document import Document
+from jgpt.tokenizers.normalization import nfkc
 
 
 @dataclass
@@ -82,7 +83,7 @@ def changes(config: CleaningConfig) -> list[tuple[str, Callable[[str], str]]]:
     The last, not a setting, takes away what white space they leave around the text.
     """
     steps: list[tuple[str, bool, Callable[[str], str]]] = [
-        ("normalize", config.normalize == "nfkc", filters.normalize_nfkc),
+        ("normalize", config.normalize == "nfkc", nfkc),
         ("strip_control", config.strip_control, filters.strip_control),
         ("strip_aozora", config.strip_aozora, filters.strip_aozora),
         ("drop_boilerplate", config.drop_boilerplate, filters.drop_boilerplate),

@@ -1,26 +1,10 @@
 """Pure functions that clean Japanese text; `cleaning.clean` runs them over documents and counts.
 
-What NFKC would spoil is kept. Unicode's NFKC is meant for comparing, not for writing: it turns …
-into three full stops, ～ into ~, the ideographic space that opens a paragraph into a blank, 10²
-into 102 and ① into 1. `normalize_nfkc` therefore applies it to everything but `KEPT`. What it
-still does: full-width letters and digits become ASCII, half-width katakana become full width
-(with their voice marks), and compatibility characters (㌔, ㈱, ﬁ, no-break space) become what
-they stand for.
+Normalization is the tokenizers' (`jgpt.tokenizers.normalization.nfkc`): one definition, so that
+cleaned text and prompts agree.
 """
 
 import re
-import unicodedata
-
-KEPT = (
-    "\u3000"  # ideographic space: opens paragraphs, stands between names
-    "‥…"
-    "！-／：-＠［-｀｛-～"  # full-width punctuation: Japanese text is set with it
-    "￠-￦"
-    "①-⑳⓪㊀-㊉"  # labels of lists; ① is not 1
-    "⁰¹²³⁴-ⁿ₀-₎"  # 10² is not 102
-    "¼-¾⅐-⅞"  # 3½ is not 31⁄2
-)
-_NOT_KEPT = re.compile(f"[^{KEPT}]+")
 
 _LINE_ENDS = re.compile("\r\n?|[\u0085\u2028\u2029\x0b\x0c]")
 _CONTROL = re.compile(
@@ -54,13 +38,6 @@ _LETTERS = re.compile(r"[^\W\d_]")
 _JAPANESE_LETTERS = re.compile(f"[{_KANJI}{_KANA}]")
 _KANA_LETTERS = re.compile(f"[{_KANA}]")
 _SENTENCE_END = re.compile('[。！？!?．]+[」』）)】〉》”’"]*\n*|\n+')
-
-
-def normalize_nfkc(text: str) -> str:
-    """Unicode NFKC of everything but `KEPT`; idempotent."""
-    if unicodedata.is_normalized("NFKC", text):
-        return text
-    return _NOT_KEPT.sub(lambda run: unicodedata.normalize("NFKC", run[0]), text)
 
 
 def strip_control(text: str) -> str:

@@ -27,7 +27,13 @@ _VOICING_MARKS = "\u3099\u309aﾞﾟ"
 
 
 def nfkc(text: str) -> str:
-    """NFKC of everything but `KEPT`. Newlines and runs of spaces stay."""
+    """NFKC of everything but `KEPT`; idempotent. Newlines and runs of spaces stay.
+
+    Full-width letters and digits become ASCII, half-width katakana become full width (with their
+    voicing marks), compatibility characters (㌔, ㈱, ﬁ, no-break space) become what they stand for.
+    """
+    if unicodedata.is_normalized("NFKC", text):
+        return text
     return _OTHERS.sub(lambda match: unicodedata.normalize("NFKC", match[0]), text)
 
 
