@@ -72,7 +72,7 @@ TOGETHER = frames(
     "全部で{sum}に[なる|nonpast]。",
     "二つを足して{sum}[だ|nonpast]。",
 )
-_ANSWER = frame("{answer:quantity}です。")
+frame("{answer:quantity}です。")  # how answers are given
 
 Problem = tuple[list[str], list[str], str]  # sentences, steps, answer
 

@@ -86,7 +86,7 @@ define("when_past", "昨日 先日 先週 この間 一昨日")
 define("cut", "細かく 薄く 大きく 四つに 丸く 小さく")
 define("seasoning", "塩 しょうゆ みそ 砂糖")
 define("seasoning2", "酢 バター ごま油 こしょう だし")
-_RESPOND = frames(
+frames(  # how answers are given
     "{answer:member}です。",
     "{answer:list2}です。",
     "{answer:list3}です。",

@@ -181,7 +181,7 @@ _CLOCK_STEP = frames(
 _CLOCK_STEP_2 = frames(
     "{total_n:number}分は{carry:number}時間{rest_n:number}分だから、{time2:time_of_day}[だ|nonpast]。"
 )
-_CLOCK_ANSWER = frame("{answer_time:time_of_day}です。")
+frame("{answer_time:time_of_day}です。")  # how the answer is given
 
 
 def _clock(sheet: Sheet) -> Problem:

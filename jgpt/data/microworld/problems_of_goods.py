@@ -155,7 +155,7 @@ _PACK = frames(
 )
 _PACK_ASKED = frames("{per:quantity}入りの袋は何袋できて、{thing}は何{unit}[余る|question]。")
 _PACKED = frames("{quotient}だから、{bags:number}袋できて{rest:quantity}[余る|nonpast]。")
-_PACK_ANSWER = frame("{bags:number}袋と{rest:quantity}です。")
+frame("{bags:number}袋と{rest:quantity}です。")  # how the answer is given
 
 
 def _pack(sheet: Sheet) -> Problem:

@@ -63,7 +63,7 @@ for _counter in ("匹", "羽", "頭"):
 define("herd", patterns=[f"{{~animal_{c}}}が{{~count_{c}}}" for c in ("匹", "羽", "頭")])
 define("animal", [animal.name for animal in ANIMALS])
 
-_ANSWERS = frames(
+frames(  # how answers are given
     "{answer:person}です。",
     "{answer:site}です。",
     "{answer:wild_site}です。",

@@ -3,8 +3,9 @@
 An event is an operator on a small state, a set of facts about the hero's situation (Fikes and
 Nilsson 1971, STRIPS): it happens only where its needs hold, and it adds and removes facts. A
 story starts from a scene, goes on with events that use up what an earlier event brought about,
-and stops when nothing is left open. The events are data (``story_events``); this module chooses
-among them, keeps the cast (who, where, what) and tells them in order.
+and stops when nothing is left open. The events are data (``story_scenes``,
+``story_troubles``, ``story_plans``, ``story_endings``); this module chooses among them and tells
+them in order.
 """
 
 from __future__ import annotations
@@ -12,17 +13,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from jgpt.data.microworld import people, things
 from jgpt.data.microworld.conjugation import PLAIN, POLITE, Forms
-from jgpt.data.microworld.counters import count
 from jgpt.data.microworld.frames import Random, pick
 from jgpt.data.microworld.phrases import CONTESTS, STAGES
+from jgpt.data.microworld.story_cast import make_cast
 from jgpt.data.microworld.story_endings import ENDINGS
 from jgpt.data.microworld.story_event import Event
 from jgpt.data.microworld.story_plans import PLANS
 from jgpt.data.microworld.story_scenes import OPENINGS
 from jgpt.data.microworld.story_troubles import TROUBLES
-from jgpt.data.microworld.world import WORLD
 
 _NEXT_DAY = 4  # the stage that begins with the next morning
 _BEDTIME = ("寝る前に", "その夜遅く")
@@ -34,6 +33,9 @@ _FOLLOWING = {
     for opening in (*OPENINGS, *_EVENTS)
     for fact in sorted(opening.adds)
 }
+# Slots that a story can look back on.
+_REMEMBERED = ("stray", "gadget", "contest", "thing", "lost", "festival")
+_LINKS = ("それで、", "そこで、", "だから、", "そのため、")
 # Phrases for an ending, by the stage that the story's time has reached.
 _EVENINGS = (
     ("その日の夕方", "日が暮れるころ", "その晩", "夜になって"),
@@ -93,106 +95,6 @@ def plan(random: Random) -> tuple[Event, ...]:
 
 def _possible(candidates: list[Event], facts: set, chain: list[Event]) -> list[Event]:
     return [event for event in candidates if event.needs <= facts and event not in chain]
-
-
-def make_cast(random: Random) -> dict:
-    """Who and what a story is about; goods are sold in the shop named, at their price."""
-    person = pick(WORLD.people, random)
-    town = WORLD.town_by_name[person.town]
-    friend, other = _neighbours(person, random)
-    far_town = pick(tuple(place for place in WORLD.towns if place is not town), random)
-    thing = pick(_DESIRABLE[town.name], random)
-    saved = max(10, int(thing.price * (0.3 + 0.5 * random())) // 10 * 10)
-    food = pick(_FOODS, random)
-    contest = pick(tuple(CONTESTS), random)
-    retired = person.job == people.RETIRED
-    cast = {
-        "friend_name": friend.name,
-        "friend": pick(_FRIEND_OF, random) + friend.name,
-        "friend2": other.name,
-        "kin": _kin(person, random),
-        "town": town.name,
-        "festival": town.festival,
-        "far_town": far_town.name,
-        "far_sight": far_town.sight,
-        "shop": thing.shop,
-        "thing": thing.name,
-        "price": thing.price,
-        "saved": saved,
-        "short": thing.price - saved,
-        "food_shop": food.shop,
-        "food": food.name,
-        "food_counted": f"{food.name}を{count(1 + int(random() * 5), food.counter)}",
-        "contest": contest,
-        "duty": "学校" if person.is_child else "集会所" if retired else "仕事場",
-        "duty_off": "学校" if person.is_child else "集まり" if retired else "仕事",
-    }
-    _name_hero(cast, person, random)
-    return cast
-
-
-_FRIEND_OF = ("友達の", "近所に住む", "同じ町の")
-_FOODS = tuple(thing for thing in WORLD.things if thing.shop in ("パン屋", "菓子屋", "果物屋"))
-
-
-_DESIRABLE = {
-    town.name: tuple(
-        thing
-        for thing in WORLD.things
-        if thing.price >= 900
-        and thing.shop in town.places
-        and thing.category
-        not in (*things.FOOD_CATEGORIES, *things.RAW_FOOD_CATEGORIES, "飲み物", "日用品")
-    )
-    for town in WORLD.towns
-}
-
-
-def _neighbours(person: people.Person, random: Random) -> tuple[people.Person, people.Person]:
-    """Two others of the same town who are not of the family."""
-    others = _OTHERS[person.name]
-    first = pick(others, random)
-    second = pick(others, random)
-    while second is first:
-        second = pick(others, random)
-    return first, second
-
-
-_OTHERS = {
-    person.name: tuple(
-        other for other in WORLD.people_of_town[person.town] if other.household != person.household
-    )
-    for person in WORLD.people
-}
-_KIN = {
-    person.name: tuple(
-        kin
-        for other in WORLD.households[person.household]
-        if (kin := people.relation(person, other)) and kin != "孫"
-    )
-    for person in WORLD.people
-}
-
-
-def _kin(person: people.Person, random: Random) -> str:
-    """A member of the hero's family, as the world has it."""
-    return pick(_KIN[person.name], random)
-
-
-def _name_hero(cast: dict, person: people.Person, random: Random) -> None:
-    """How the hero is introduced and called: one story in five is told by the hero."""
-    if random() < 0.2:
-        me = "私" if person.sex == "女" or random() < 0.5 else "僕"
-        cast.update(hero=me, who=me, called=me)
-        return
-    name, town = person.name, person.town
-    has_job = person.job != people.RETIRED
-    job = f"{person.job}の{name}" if has_job else name
-    cast.update(
-        hero=name,
-        who=pick((f"{town}の{name}", f"{town}に住む{name}", f"{town}に住む{job}", job), random),
-        called=pick((name, job), random),
-    )
 
 
 def tell(chain: tuple[Event, ...], cast: dict, random: Random, register: int) -> list[str]:
@@ -265,10 +167,6 @@ def _memories(cast: dict, told: set[str], helped: bool, to_kin: bool) -> tuple[s
     if "far_town" in told:
         memories.append(f"{cast['far_town']}での出来事")
     return tuple(memories) or ("その日の出来事",)
-
-
-_REMEMBERED = ("stray", "gadget", "contest", "thing", "lost", "festival")
-_LINKS = ("それで、", "そこで、", "だから、", "そのため、")
 
 
 def story(random: Random) -> Story:
