@@ -9,6 +9,7 @@ The devices never wait for the host: a step is dispatched before the figures of 
 are fetched.
 """
 
+import errno
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,6 +59,13 @@ def run(config: Config, workdir: str | Path) -> dict[str, Any]:
             loop = Loop(parts, clock, display, stop)
             try:
                 return loop.run()
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                raise TrainingError(
+                    f"the disk of {files.path} is full; free some space and run the same command "
+                    "again: it goes on from the newest checkpoint"
+                ) from error
             finally:
                 loop.close()
 
@@ -95,6 +103,8 @@ class Loop:
     """seconds of waiting for data since then"""
     validated: dict[str, Any] = field(default_factory=dict)
     """figures of the last validation, with its step"""
+    saved: int = -1
+    """step of the newest checkpoint"""
 
     def __post_init__(self):
         self.config = self.parts.config
@@ -127,6 +137,7 @@ class Loop:
             if restored:
                 self.batches.set_state(restored.data_state)
                 state, first = restored.state, restored.step
+                self.saved = first
             else:
                 state, first = self.parts.init(), 0
         facts = self.parts.facts
@@ -262,6 +273,9 @@ class Loop:
         self.mark = time.monotonic()
 
     def _save(self, state: TrainState, at: int) -> None:
+        if self.saved == at:
+            return
+        self.saved = at
         figures = self.validated if self.validated.get("step") == at else {}
         with self.clock.part("checkpoint"):
             data_state = self.batches.get_state()
@@ -324,4 +338,20 @@ class Loop:
         if self.parts.main_process:
             write_json(self.parts.files.final, figures)
             report.write(self.parts.files)
+        self.display.say(closing(figures))
+        self.display.say(f"report: {self.parts.files.report}")
         return figures
+
+
+def closing(figures: dict[str, Any]) -> str:
+    """The final figures that matter most, in one line."""
+    forms = {
+        "validation_loss": "validation loss {:.4f}",
+        "trigram_loss": "Kneser-Ney trigram {:.4f}",
+        "unigram_loss": "unigram {:.4f}",
+        "validation_bits_per_character": "{:.4f} bits/character",
+        "wellformed_share": "{:.1%} of sentences well formed",
+        "verbatim_share": "{:.1%} verbatim from training",
+        "total_seconds": "{:.0f} s in all",
+    }
+    return "  ".join(form.format(figures[name]) for name, form in forms.items() if name in figures)

@@ -76,10 +76,11 @@ class Clock:
 
 
 class JsonLines:
-    """A file of one JSON object per line that survives being killed: appended to and flushed."""
+    """A file of one JSON object per line, appended to, that survives the process being killed."""
 
     def __init__(self, path: Path):
-        self._file = path.open("ab+")
+        # Without a buffer: nothing is left to be written, or to fail, when it is closed.
+        self._file = path.open("ab+", buffering=0)
         self._end_last_line()
 
     def _end_last_line(self) -> None:
@@ -93,7 +94,6 @@ class JsonLines:
         """Appends a record. Floats are written so that they read back to the same bits."""
         line = json.dumps(finite(record), ensure_ascii=False, allow_nan=False)
         self._file.write(line.encode() + b"\n")
-        self._file.flush()
 
     def close(self) -> None:
         self._file.close()

@@ -134,6 +134,12 @@ def test_a_workdir_that_cannot_be_written_is_refused(tmp_path, cache):
         loop.run(from_config_dict(settings(cache)), tmp_path / "file" / "run")
 
 
+def test_a_full_disk_ends_the_run_with_one_line(tmp_path, cache):
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(loop.TrainingError, match="is full; free some space"):
+        loop.run(from_config_dict(settings(cache)), tmp_path)
+
+
 def test_steps_that_are_not_finite_end_the_run(tmp_path, cache):
     config = settings(
         cache, optimizer__learning_rate=1e30, optimizer__warmup_steps=1, train__max_nonfinite=3
