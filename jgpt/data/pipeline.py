@@ -8,6 +8,7 @@ never part of the state.
 """
 
 import dataclasses
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -68,7 +69,8 @@ class BatchIterator(Iterator[Arrays]):
         self._process = (process_index, process_count)
         self._workers = max(1, config.workers)
         check_parts(config, process_count)
-        self._iterator: grain.DatasetIterator | None = None
+        self._running: list[grain.DatasetIterator] = []
+        weakref.finalize(self, _stop, self._running)
         self._begin(Start())
 
     def _begin(self, start: Start) -> None:
@@ -109,9 +111,9 @@ class BatchIterator(Iterator[Arrays]):
         raise StopIteration
 
     def _next_batch(self) -> Arrays:
-        if self._iterator is None:
-            self._iterator = self._grain_iterator()
-        parts: list[Made] = [next(self._iterator) for _ in range(self._workers)]
+        if not self._running:
+            self._running.append(self._grain_iterator())
+        parts: list[Made] = [next(self._running[0]) for _ in range(self._workers)]
         if parts[0].snapshot is not None:
             snapshot = merge_snapshots([part.snapshot for part in parts])
             self._start = Start(parts[0].step, parts[0].step, snapshot)
@@ -160,10 +162,18 @@ class BatchIterator(Iterator[Arrays]):
 
     def close(self) -> None:
         """Stops the worker processes or thread; iteration can go on and starts them again."""
-        if self._iterator is not None:
-            self._iterator.close()
-            self._iterator = None
+        if self._running:
+            _stop(self._running)
             self._start = dataclasses.replace(self._start, step=self._step)
+
+
+def _stop(running: list[grain.DatasetIterator]) -> None:
+    """Closes Grain's iterator and lets go of it.
+
+    Also run when the interpreter ends: a thread of Grain's still at work then aborts the process.
+    """
+    while running:
+        running.pop().close()
 
 
 def training_batches(

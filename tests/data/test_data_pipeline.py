@@ -3,6 +3,9 @@
 import collections
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -184,6 +187,20 @@ def test_iteration_goes_on_after_close(config):
     for batch in expected:
         assert_same(next(iterator), batch)
         iterator.close()
+
+
+def test_a_process_may_end_without_closing(config):
+    code = f"""
+from jgpt.config import CleaningConfig, DataConfig
+from jgpt.data import pipeline
+from jgpt.tokenizers.byte import ByteTokenizer
+config = {config!r}
+batches = pipeline.training_batches(pipeline.open_corpus(config), ByteTokenizer(), config)
+[next(batches) for _ in range(3)]
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert ended.returncode == 0 and b"Exception ignored" not in ended.stderr
 
 
 @pytest.mark.parametrize("packing", ["best_fit", "none"])
