@@ -73,9 +73,8 @@ def _person(writer: Writer) -> tuple[str, Facts]:
     family = [
         (kin, other)
         for other in WORLD.households[person.household]
-        if (kin := relation(person, other))
+        if (kin := relation(person, other)) and kin != "孫"
     ]
-    family = [(kin, other) for kin, other in family if kin != "孫"]
     if family:
         kin, other = pick(tuple(family), writer.random)
         gap = abs(other.age - person.age)
@@ -100,7 +99,7 @@ _TOWN = frames(
     "{town}は{landscape}にある町で、{product:town_product}と{place1:town_place}で知られて[いる|nonpast]。",
     "{town}は{landscape}にある人口{population:number}人の町で、{place1:town_place}や{place2:town_place}が[ある|nonpast]。",
     "{landscape}の{town}には、{sight}と{place1:town_place}が[ある|nonpast]。",
-    "{sight}がある{town}は、{other:town}から電車で{~minutes}の町[だ|nonpast]。",
+    "{sight}がある{town}は、{other:town}から電車で{minutes}の町[だ|nonpast]。",
 )
 _TOWN_FACTS = frames(
     "町には{place1:town_place}や{place2:town_place}、{place3:town_place}などが[ある|nonpast]。",
@@ -111,7 +110,7 @@ _TOWN_FACTS = frames(
     "{resident_job:occupation}の{resident:full_name}は、この町の{~landmark}の{~near}に住んで[いる|nonpast]。",
     "{place1:town_place}の{~near}では、{~person}が{~weekday}ごとに{product:town_product}を[売る|progressive+nonpast]。",
     "{town}の{shop}では、{thing}が{one_price}で売られて[いる|nonpast]。",
-    "{other:town}から{town}までは、電車で{~minutes}[かかる|nonpast]。",
+    "{other:town}から{town}までは、電車で{minutes}[かかる|nonpast]。",
     "{~season}になると、{sight}の{~near}で{~hobby.base}人が[増える|nonpast]。",
 )
 
@@ -125,10 +124,8 @@ def _town(writer: Writer) -> tuple[str, Facts]:
     while resident.job == RETIRED:
         resident = pick(WORLD.people_of_town[town.name], writer.random)
     places = writer.shuffled(list(town.places))
-    thing = pick(
-        WORLD.goods[pick(tuple(p for p in places if p in WORLD.goods), writer.random)],
-        writer.random,
-    )
+    shop = next(place for place in places if place in WORLD.goods)
+    thing = pick(WORLD.goods[shop], writer.random)
     gap = town.population - other.population
     writer.cast.update(
         town=town.name,
