@@ -102,6 +102,7 @@ def test_two_processes_write_the_same_file(tmp_path, monkeypatch):
     together = cache.ensure(tmp_path / "two", size=50, workers=2)
     with open(alone, "rb") as one, open(together, "rb") as two:
         assert one.read() == two.read()
+    assert list(cache.open(alone)) == list(microworld.documents(0, 50))  # chunks joined rightly
 
 
 def test_generating_and_reading_are_fast_enough(path):
