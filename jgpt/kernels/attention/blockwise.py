@@ -3,11 +3,12 @@
 Only blocks in which the mask can allow something are computed (`schedule.py`). The backward pass
 recomputes probabilities from the saved log-sum-exp (Dao et al. 2022, algorithm 4).
 
-Inside, the G = H / K queries that a position has for one key/value head are neighbouring rows:
-q is [B, K, R, d] with R = S * G, a block of queries is one run of memory and one matrix, and K and V
-are never repeated. Scores are [B, K, r, t] in the forward pass and transposed, [B, K, t, r], in the
+Inside, the G = H / K queries that a position has for one key/value head are neighbouring rows: q is
+[B, K, R, d] with R = S * G, a block of queries is one run of memory and one matrix, and K and V are
+never repeated. Scores are [B, K, r, t] in the forward pass and transposed, [B, K, t, r], in the
 backward pass: there, all products then contract the last axis of their left operand, which is what
-XLA's CPU backend does well (`jgpt/kernels/matmul.py`).
+XLA's CPU backend does well (`jgpt/kernels/matmul.py`). Rows have one axis, not [S, G], because its
+loops are slow over arrays whose last axis is short.
 """
 
 import functools
@@ -220,9 +221,8 @@ def _backward(static: Static, saved: Any, dout: Array) -> tuple[Smooth, None]:
             dp = dot(v, do, (3, 3))
             used = probabilities
             if static.dropout:
-                factors = dropout_factors(static, fixed, piece, dp.swapaxes(2, 3).shape).swapaxes(
-                    2, 3
-                )
+                shape = dp.swapaxes(2, 3).shape
+                factors = dropout_factors(static, fixed, piece, shape).swapaxes(2, 3)
                 used, dp = used * factors, dp * factors
             dv += dot(used, do, (3, 2))
             ds = probabilities * (dp - rows.of(along, 2)[:, :, None])

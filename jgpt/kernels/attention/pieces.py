@@ -11,10 +11,13 @@ from jgpt.kernels.attention.schedule import Schedule
 from jgpt.typing import Array, Bias, Mask
 
 FORBIDDEN = -1e30
+"""The score of a pair that the mask forbids; finite, so that no difference of two is NaN."""
 
 
 @dataclass(frozen=True)
 class Static:
+    """What is known when the program is made: `keys` without padding, `group` is H / K."""
+
     schedule: Schedule
     keys: int
     group: int
@@ -120,7 +123,8 @@ def _allowed(static: Static, fixed: Fixed, piece: Piece) -> Array:
     if mask.q_segment_ids is not None:
         segments = piece.rows.of(mask.q_segment_ids, 1), piece.columns.of(mask.kv_segment_ids, 1)
     allowed = visible(mask, _indices(fixed, piece), *segments)
-    if static.keys < len(static.schedule.columns) * static.schedule.key_block:
+    padded = static.keys < len(static.schedule.columns) * static.schedule.key_block
+    if padded or allowed is None:
         slot = piece.columns.start + lax.iota(jnp.int32, piece.columns.size)
         exists = (slot < static.keys)[None, None]
         allowed = exists if allowed is None else allowed & exists

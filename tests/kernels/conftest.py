@@ -1,0 +1,25 @@
+import jax
+import pytest
+
+
+@pytest.fixture
+def x64():
+    """float64 arrays, so that two correct implementations agree to rounding."""
+    with jax.enable_x64(True):
+        yield
+
+
+def _accepted(options):
+    try:
+        jax.jit(lambda: 0.0, compiler_options=options).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="session")
+def quick_jit():
+    """`jax.jit` with a compiler that spends a sixth of the time, for many small programs."""
+    options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+    options = {name: value for name, value in options.items() if _accepted({name: value})}
+    return lambda function: jax.jit(function, compiler_options=options)
