@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorboardX import SummaryWriter
 
 PEAK_FLOPS: list[tuple[str, float]] = [
     (r"TPU (v6 lite|v6e)", 918e12),
@@ -131,10 +131,26 @@ def last_per_step(records: list[dict[str, Any]], kind: str) -> list[dict[str, An
     return [found[step] for step in sorted(found)]
 
 
+@contextmanager
+def without_torch() -> Iterator[None]:
+    """Inside, torch cannot be imported: tensorboardX takes it in wherever it is installed, which
+    costs seconds and hundreds of megabytes for nothing."""
+    hidden = "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None
+    try:
+        yield
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+
+
 class TensorBoard:
     """Scalars and text for TensorBoard."""
 
     def __init__(self, folder: Path, first_step: int):
+        with without_torch():
+            from tensorboardX import SummaryWriter
         self._writer = SummaryWriter(str(folder), purge_step=first_step, flush_secs=30)
 
     def scalars(self, step: int, figures: Mapping[str, Any], prefix: str) -> None:

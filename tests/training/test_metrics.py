@@ -2,10 +2,15 @@
 
 import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 
 from jgpt.training import metrics
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_peak_of_known_devices_only():
@@ -74,3 +79,20 @@ def test_clock_adds_up_parts():
         pass
     assert clock.seconds["step"] == 3.0
     assert 0 <= clock.seconds["other"] < 1
+
+
+def test_tensorboard_is_written_without_torch(tmp_path):
+    code = (
+        "import sys, pathlib\n"
+        "from jgpt.training.metrics import TensorBoard\n"
+        "board = TensorBoard(pathlib.Path(sys.argv[1]), 0)\n"
+        "board.scalars(3, {'step': 3, 'loss': 2.5, 'load': [[0.25, 0.75]]}, 'train')\n"
+        "board.text(3, 'samples', '猫が鳴く。')\n"
+        "board.close()\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=ROOT)
+    (events,) = tmp_path.iterdir()
+    content = events.read_bytes()
+    for written in ("train/loss", "load_0/1", "samples/text_summary", "猫が鳴く。"):
+        assert written.encode() in content
