@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jgpt.kernels import attention as attention_package
 from jgpt.kernels.attention import BACKENDS, attention, blockwise, reference, schedule
-from jgpt.kernels.attention.mask import relative_bucket
+from jgpt.kernels.attention.mask import Indices, relative_bucket, visible
 from jgpt.typing import AlibiBias, Mask, RelativeBias
 
 BATCH, HEADS, KV_HEADS, WIDTH = 2, 4, 2, 8
@@ -350,6 +350,42 @@ def test_bad_arguments_are_named():
         attention(mask=Mask(), **arrays | {"k": normal(1, BATCH, 19, KV_HEADS, WIDTH)})
     with pytest.raises(ValueError, match="both q_segment_ids and kv_segment_ids"):
         attention(mask=Mask(q_segment_ids=segments(20)), **arrays)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        Mask(),
+        Mask(causal=False),
+        *(Mask(causal=causal, window=w) for causal in (True, False) for w in (1, 3, 4, 5, 9)),
+        Mask(block_size=4, num_local_blocks=2, num_global_blocks=1, stride=3),
+        Mask(window=7, block_size=3, num_local_blocks=1, num_global_blocks=2),
+    ],
+    ids=str,
+)
+def test_schedule_is_exact(mask):
+    """A block is left out just where the mask allows nothing, and masked just where it must be."""
+    for queries, keys, query_block, key_block in [(20, 20, 4, 4), (21, 17, 4, 5), (9, 24, 2, 8)]:
+        at = Indices(np.arange(queries)[None], np.arange(keys)[None])
+        allowed = visible(mask, at, None, None)
+        allowed = np.ones((queries, keys), bool) if allowed is None else np.asarray(allowed[0])
+        made = schedule.make_schedule(mask, queries, keys, query_block, key_block, merge=False)
+        found = {(i, run.first): run.masked for i, row in enumerate(made.rows) for run in row}
+        columns = {(run.first, j): run.masked for j, row in enumerate(made.columns) for run in row}
+        want = {}
+        for i in range(-(-queries // query_block)):
+            for j in range(-(-keys // key_block)):
+                rows = slice(i * query_block, (i + 1) * query_block)
+                block = allowed[rows, j * key_block : (j + 1) * key_block]
+                if block.any():
+                    want[i, j] = not block.all() or block.shape[1] < key_block
+        assert found == columns
+        if (
+            mask.window and mask.block_size
+        ):  # each is exact, both together may keep a block too many
+            assert all(found[block] >= masked for block, masked in want.items())
+        else:
+            assert found == want
 
 
 def test_schedule_computes_only_what_the_mask_leaves():
