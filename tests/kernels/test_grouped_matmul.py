@@ -103,21 +103,22 @@ def test_blockwise_at_every_size_of_problem(num_rows, num_groups):
             assert relative_error(got, want) < 1e-5
 
 
-def test_products_are_about_as_many_as_needed():
-    """Counts rows over all blocks: fewer than a smallest block per group is for nothing."""
+def test_rows_and_products_are_about_as_many_as_needed():
+    """Fewer rows than a smallest block per group are for nothing; large groups get large blocks."""
     rng = np.random.default_rng(3)
     for num_groups in (1, 8, 64):
         lengths = blockwise.block_sizes(4096, num_groups)
 
-        def rows_computed(length, lengths=lengths):
-            def count(size, row, left, rows):
-                return rows + size
+        def computed(length, lengths=lengths):
+            def count(size, row, left, totals):
+                return totals + jnp.array([size, 1])
 
-            return blockwise._over_blocks(lengths, 0, length, count, 0)
+            return blockwise._over_blocks(lengths, 0, length, count, jnp.zeros(2, jnp.int32))
 
         sizes = rng.multinomial(4096, rng.dirichlet(np.full(num_groups, 2.0)))
-        total = int(jnp.sum(jax.lax.map(rows_computed, jnp.asarray(sizes))))
-        assert 4096 <= total < 4096 + num_groups * lengths[0]
+        rows, products = jnp.sum(jax.lax.map(computed, jnp.asarray(sizes)), axis=0)
+        assert 4096 <= rows < 4096 + num_groups * lengths[0]
+        assert products <= 4096 // lengths[-1] + num_groups * len(lengths)
 
 
 def test_mixed_precision_sums_in_float32_and_keeps_the_weights_dtype():
