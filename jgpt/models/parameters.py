@@ -22,14 +22,15 @@ from jgpt.typing import Array, PyTree
 def _boxes(config: ModelConfig) -> PyTree:
     """A `Parameter` box in place of each parameter of `init`; shapes and dtypes for values.
 
-    Traced in the scanned form, which meets every kind of layer only a few times. The result is
-    shared between callers: map over it, never change it.
+    Deep models are traced in the scanned form, which meets every kind of layer only a few times.
+    The result is shared between callers: map over it, never change it.
     """
     if config.vocab_size < 1:
         raise ConfigError("model.vocab_size is 0; set it to the tokenizer's number of pieces")
-    scanned = dataclasses.replace(config, scan_layers="on", remat="none")
+    form = "on" if _scan(config) or layout(config).periods > 3 else "off"
+    traced = dataclasses.replace(config, scan_layers=form, remat="none")
     row = jnp.zeros((1, 1), jnp.int32)
-    boxes = jax.eval_shape(lambda: Transformer(scanned).init(jax.random.key(0), row, row)["params"])
+    boxes = jax.eval_shape(lambda: Transformer(traced).init(jax.random.key(0), row, row)["params"])
     return boxes if _scan(config) else _unrolled(boxes, config)
 
 

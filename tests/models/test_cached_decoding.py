@@ -14,12 +14,11 @@ STEPS = 5
 LENGTHS = np.asarray([9, 3, 6], np.int32)
 
 MODELS = {
-    "rope, grouped queries": {},
-    "alibi": {"position": "alibi"},
+    "rope, grouped queries": {"num_layers": 2},
     "learned, biases": {"position": "learned", "norm": "layernorm", "attention_bias": True},
     "sinusoidal": {"position": "sinusoidal"},
     "relative": {"position": "relative", "relative_buckets": 8, "relative_max_distance": 16},
-    "window": {"attention_pattern": ("local", "global"), "window": 4},
+    "window": {"num_layers": 2, "attention_pattern": ("local", "global"), "window": 4},
     "alibi, window": {"position": "alibi", "attention_pattern": ("local",), "window": 4},
     "block sparse": {"block_sparse": BlockSparse(2, 2, 1, 3)},
     "sinks, softcap, norms": {
@@ -55,7 +54,7 @@ def ragged(tokens, lengths):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_ragged_prefill_and_single_steps_equal_recomputation(name):
-    config = tiny(**MODELS[name])
+    config = tiny(**{"num_layers": 1} | MODELS[name])
     variables = random_variables(config)
     tokens = random_tokens(3, max(LENGTHS) + STEPS)
     extra = {}
@@ -78,7 +77,7 @@ def test_ragged_prefill_and_single_steps_equal_recomputation(name):
 
 @pytest.mark.parametrize("name", ["rope, grouped queries", "window"])
 def test_a_prompt_may_come_in_chunks(name):
-    config = tiny(**MODELS[name])
+    config = tiny(**{"num_layers": 1} | MODELS[name])
     variables = random_variables(config)
     tokens = random_tokens(3, 13)
     whole, _ = forward(config)(variables, {"inputs": tokens})

@@ -6,7 +6,7 @@ import functools
 import jax
 import numpy as np
 import pytest
-from tiny_models import random_tokens, random_variables, tiny, tiny_moe
+from tiny_models import forward, random_tokens, random_variables, tiny, tiny_moe
 
 from jgpt import models, trees
 from jgpt.config import BlockSparse, ConfigError, ModelConfig, MoEConfig, RopeScaling
@@ -131,7 +131,7 @@ def shapes(config):
 def outputs(config):
     """Logits in training from random weights."""
     batch = {"inputs": random_tokens(1, 12)}
-    logits, _ = models.apply(config, random_variables(config), batch, key=jax.random.key(0))
+    logits, _ = forward(config)(random_variables(config), batch, jax.random.key(0))
     return np.asarray(logits)
 
 
@@ -139,6 +139,7 @@ def test_the_table_lists_every_field():
     assert fields(ModelConfig()) == set(OPTIONS) | set(FORM_ONLY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIONS)
 def test_an_option_changes_weights_or_outputs(name):
     base, value = OPTIONS[name]
