@@ -1,6 +1,6 @@
 """The training step: one pure function for every objective.
 
-Gradients are accumulated as sums over microbatches and divided once by the sum of kept, so that
+Gradients are accumulated as sums over microbatches and divided once by the sum of weights, so that
 accumulation equals the full batch whatever the masks; the mean of means would not. (Terms that are
 no sums, `Loss.extra`, are averaged by weight, and dropout draws other masks per microbatch.)
 
@@ -191,7 +191,7 @@ def accumulate(
 def moving_average(ema: PyTree, params: PyTree, count: Array, decay: float) -> PyTree:
     """ema + (1 - d) (params - ema), d = min(decay, (1 + count) / (10 + count)).
 
-    The smaller decay of the first updates forgets the initial kept.
+    The smaller decay of the first updates forgets the initial weights.
     """
     if not ema:
         return ema

@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toy_model import assert_trees_equal, config_of
 
 from jgpt import models
 from jgpt.config import CheckpointConfig, ModelConfig, from_config_dict, to_dict
@@ -28,6 +27,7 @@ from jgpt.training import manifest
 from jgpt.training.checkpoints import CheckpointError, Checkpoints, restore_params
 from jgpt.training.optimizer import make_optimizer
 from jgpt.training.state import TrainState, abstract_state, init_state, state_shardings
+from tests.training.toy_model import assert_trees_equal, config_of
 
 HERE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 CONFIG = config_of(model={"vocab_size": 50})
@@ -494,7 +494,7 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(workdir, monk
 def python(script: str, *arguments: object, **kwargs) -> subprocess.Popen:
     """Another process that runs `script` beside this file's helpers."""
     here = Path(__file__).parent
-    paths = [str(here.parent.parent), str(here), os.environ.get("PYTHONPATH", "")]
+    paths = [str(here.parent.parent), os.environ.get("PYTHONPATH", "")]
     return subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
@@ -507,7 +507,7 @@ def test_a_full_disk_is_one_clear_line_and_leaves_the_checkpoint_before(tmp_path
     """Files over 1 MB cannot be written: the state of the second checkpoint does not fit."""
     script = """
         import resource, signal, sys
-        from test_checkpoints import *
+        from tests.training.test_checkpoints import *
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
         writer = Checkpoints(sys.argv[1], KEEP_ALL)
@@ -538,7 +538,7 @@ def test_a_full_disk_is_one_clear_line_and_leaves_the_checkpoint_before(tmp_path
 def test_killed_while_writing_the_newest_complete_one_is_found(tmp_path):
     script = """
         import sys
-        from test_checkpoints import *
+        from tests.training.test_checkpoints import *
         writer = Checkpoints(sys.argv[1], CheckpointConfig(keep_last=2))
         first = int(sys.argv[2])
         for step in range(first, first + 10_000):

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toy_model import fast_jit, relative_error
 
 from jgpt import models
 from jgpt.config import ModelConfig, MoEConfig, OptimizerConfig
@@ -18,6 +17,7 @@ from jgpt.training.optimizer import (
     schedule,
 )
 from jgpt.trees import leaves_by_path
+from tests.training.toy_model import fast_jit, relative_error
 
 CONSTANT = OptimizerConfig(schedule="constant", warmup_steps=1, clip_norm=0.0, weight_decay=0.1)
 

@@ -74,12 +74,19 @@ fast_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimizatio
 """Compiles in half the time; the programs here run for microseconds."""
 
 
-def fresh_state(config: Config, shardings=None):
+@functools.cache
+def initial_params(seed: int):
+    """Of a run with this seed; not to be donated."""
+    return fast_jit(init)(jax.random.key(seed))
+
+
+def fresh_state(config: Config):
     """(optimizer, initial state)."""
-    shapes = jax.eval_shape(init, jax.random.key(0))
-    optimizer = make_optimizer(config.optimizer, config.train.steps, shapes)
-    fresh = functools.partial(init_state, init, optimizer, ema=config.optimizer.ema_decay > 0)
-    return optimizer, fast_jit(fresh, out_shardings=shardings)(jax.random.key(config.train.seed))
+    params = initial_params(config.train.seed)
+    optimizer = make_optimizer(config.optimizer, config.train.steps, params)
+    ema = config.optimizer.ema_decay > 0
+    copied = jax.tree.map(jnp.copy, params)
+    return optimizer, init_state(lambda key: copied, optimizer, None, ema=ema)
 
 
 @functools.cache
