@@ -503,6 +503,7 @@ def python(script: str, *arguments: object, **kwargs) -> subprocess.Popen:
     )
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_clear_line_and_leaves_the_checkpoint_before(tmp_path):
     """Files over 1 MB cannot be written: the state of the second checkpoint does not fit."""
     script = """
@@ -535,6 +536,7 @@ def test_a_full_disk_is_one_clear_line_and_leaves_the_checkpoint_before(tmp_path
     assert_trees_equal(restore(tmp_path).state, random_state(3))
 
 
+@pytest.mark.slow
 def test_killed_while_writing_the_newest_complete_one_is_found(tmp_path):
     script = """
         import sys
