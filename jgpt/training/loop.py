@@ -29,6 +29,10 @@ from jgpt.training.setup import Run, placed, set_up
 from jgpt.training.signals import Stopped, StopRequest
 from jgpt.training.state import TrainState
 from jgpt.training.workdir import Workdir, write_json
+from jgpt.typing import Batch
+
+PREPARE = 0x70726570
+"""Keeps the keys that objectives prepare with apart from those of the steps."""
 
 
 class TrainingError(RuntimeError):
@@ -172,19 +176,26 @@ class Loop:
         """The state after the last step, and its number."""
         train_step = None
         at, last = first, self.config.train.steps
+        prepared: list[Batch] = []
+        before = at
         while at < last:
-            batch = self._next_batch()
-            if batch is None:
-                self.display.say(f"the data's {self.config.data.epochs} epochs end at step {at}")
-                break
+            if not prepared:
+                batch = self._next_batch()
+                if batch is None:
+                    self.display.say(f"the data ends at step {at} (data.epochs)")
+                    break
+                prepared = self._prepare(state, batch, at)
             if train_step is None:
-                train_step = self._compile(state, batch)
+                train_step = self._compile(state, prepared[0])
                 self.mark = time.monotonic()
-            state, metrics = train_step(state, batch)
+            state, metrics = train_step(state, prepared.pop(0))
             at += 1
             self._record()
             self.pending = Pending(at, metrics)
-            self._events(state, at, last)
+            # Only between batches: a checkpoint cannot hold what was prepared and not yet used.
+            if not prepared or at == last:
+                self._events(state, before, at)
+                before = at
         self._record()
         return state, at
 
@@ -195,6 +206,11 @@ class Loop:
         self.clock.add("data wait", waited)
         self.waited += waited
         return None if batch is None else sharding.device_batch(self.parts.mesh, batch)
+
+    def _prepare(self, state: TrainState, batch: Batch, at: int) -> list[Batch]:
+        """What the objective makes of a batch before it is learned from: one batch per step."""
+        key = jax.random.fold_in(jax.random.key(self.config.train.seed), PREPARE)
+        return self.parts.prepare(train_state.variables(state), batch, jax.random.fold_in(key, at))
 
     def _record(self) -> None:
         """Fetches the figures of the pending step, which ends the wait for it, and writes them."""
@@ -248,11 +264,12 @@ class Loop:
 
     # --- now and then ----------------------------------------------------------------------------
 
-    def _events(self, state: TrainState, at: int, last: int) -> None:
-        """What is due after step `at`: validation, samples, a checkpoint, stopping."""
+    def _events(self, state: TrainState, before: int, at: int) -> None:
+        """What fell due in the steps from `before` to `at`: validation, samples, saving, a stop."""
+        last = self.config.train.steps
 
         def due(every: int) -> bool:
-            return at == last or (every > 0 and at % every == 0)
+            return at == last or (every > 0 and at // every > before // every)
 
         settings = self.config
         stopping = self.stop.after(at)

@@ -29,6 +29,7 @@ from jgpt.training.optimizer import make_optimizer
 from jgpt.training.state import TrainState
 from jgpt.training.step import compile_step, make_eval_step, make_train_step
 from jgpt.training.workdir import Workdir, read_json, write_json
+from jgpt.typing import Batch
 
 VERSIONS_OF = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 FERTILITY_TEXTS = 200
@@ -52,6 +53,8 @@ class Run:
     """a fresh state, born in place"""
     abstract: TrainState
     """shapes and shardings of a state"""
+    prepare: Callable[[Any, Batch, jax.Array], list[Batch]]
+    """the objective's: variables, batch and key to the batches of the next steps"""
     train_step: Any
     eval_step: Any
     facts: dict[str, Any]
@@ -127,6 +130,7 @@ def set_up(config: Config, files: Workdir) -> Run:
         writer=Writer(config.model, config.sample, tokenizer, sharding.batch_parts(mesh)),
         init=init,
         abstract=abstract,
+        prepare=partial(make_objective(config).prepare, partial(models.apply, config.model)),
         train_step=train_step,
         eval_step=eval_step,
         facts=facts(config, mesh, tokenizer, corpus),
