@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from jgpt.data.microworld.frames import define
-from jgpt.data.microworld.lexicon import NAMES
 from jgpt.data.microworld.world import WORLD
 
 # Phrases of elapsed time, from the same hour to later weeks; a story only moves forward.
@@ -17,7 +16,7 @@ STAGES = (
     ("二日後、", "三日後、", "次の週、", "週末に、", "十日後、"),
 )
 define("then", [phrase for stage in STAGES for phrase in stage])
-define("topic", ["", *(f"{name}は" for name in (*NAMES, "私", "僕"))])
+define("topic", words=[""], patterns=["{~hero}は"])
 define("link", ["", "それで、", "そこで、", "だから、", "そのため、"])
 define(
     "companion",
