@@ -3,8 +3,8 @@
 XLA needs static shapes, group sizes are data. So a `while` loop runs over the groups, and each
 group is cut, from its first row on, into blocks whose sizes are powers of two, the largest first.
 Blocks of one size run in an inner loop whose trip count is data: a size that a group does not need
-costs nothing. Only the smallest size is rounded up, so less than that many rows per group are
-computed for nothing. They spill into the next group's rows, which that group then overwrites.
+costs nothing. A group is rounded up to a multiple of the smallest size, so less than that many rows
+are computed for nothing. They spill into the next group's rows, which that group then overwrites.
 """
 
 import math
@@ -48,8 +48,7 @@ def weight_gradient(x: Array, dy: Array, group_sizes: Array) -> Array:
     def one_group(group: Array, start: Array, length: Array, out: Array) -> Array:
         def add(size: int, row: Array, owned: Array, out: Array) -> Array:
             a = _rows(x, row, size, dtype)
-            if size == sizes[0]:
-                a = jnp.where(jnp.arange(size)[:, None] < owned, a, 0)
+            a = jnp.where(jnp.arange(size)[:, None] < owned, a, 0)
             dw = _transposed_dot(a, _rows(dy, row, size, dtype))
             dw = dw + lax.dynamic_index_in_dim(out, group, keepdims=False)
             return lax.dynamic_update_index_in_dim(out, dw, group, 0)
@@ -127,10 +126,10 @@ def _over_blocks(
     carry: Carry,
 ) -> Carry:
     """Calls `one_block(size, first row, rows left, carry)` for each block of a group."""
+    rounded = -(-length // sizes[0]) * sizes[0]
     done = jnp.zeros_like(length)
     for size in reversed(sizes):
-        rest = length - done
-        count = -(-rest // size) if size == sizes[0] else rest // size
+        count = (rounded - done) // size
 
         def body(i: Array, carry: Carry, size: int = size, done: Array = done) -> Carry:
             first = done + i * size
@@ -164,13 +163,11 @@ def _from_bits(bits: Array, dtype: jnp.dtype) -> Array:
 
 
 def _transposed_dot(a: Array, b: Array) -> Array:
-    """a [n, i] transposed, times b [n, j]."""
-    if a.dtype == jnp.bfloat16:
-        # 1.7 times faster on XLA's CPU backend when the transpose is laid out in memory.
-        return _dot(with_layout_constraint(a.T, Layout((0, 1))), b, 0)
-    contraction = (((0,), (0,)), ((), ()))
-    accumulator = jnp.promote_types(a.dtype, jnp.float32)
-    return lax.dot_general(a, b, contraction, preferred_element_type=accumulator)
+    """a [n, i] transposed, times b [n, j].
+
+    XLA's CPU backend multiplies bfloat16 1.7 times faster when the transpose lies in memory.
+    """
+    return _dot(with_layout_constraint(a.T, Layout((0, 1))), b, 0)
 
 
 def _dot(a: Array, b: Array, contract: int) -> Array:
