@@ -14,7 +14,7 @@ from collections.abc import Iterable
 
 from jgpt.data.microworld.conjugation import REGISTERS, conjugate
 from jgpt.data.microworld.frames import Frame, Slot, Token, slot_type
-from jgpt.data.microworld.word_kinds import WIDER
+from jgpt.data.microworld.word_kinds import ACTIVITY, ADJUNCTS, WIDER
 
 # What stands before 、 at the end of a clause: conjunctions, て-forms, conditionals, and stems
 # (行き、 食べ、), which end in a kana of the い or え row.
@@ -71,10 +71,12 @@ class Network:
         """Adds a frame clause by clause: each begins at the start, where the next may follow."""
         node = self.start
         for index, unit in enumerate(units, start=1):
-            if isinstance(unit, Slot):
-                node = self._call(node, self._type(unit, register, WIDER))
-            else:
+            if not isinstance(unit, Slot):
                 node = self._read(node, unit)
+            elif unit.form and ACTIVITY in WIDER.get(unit.type, ()):
+                node = self._call(node, self._activity(unit, register))
+            else:
+                node = self._call(node, self._type(unit, register, WIDER))
             if _ends_clause(units[:index]):
                 node.jumps[:] = [self.start]
                 node = self.start
@@ -123,6 +125,20 @@ class Network:
             if kind.digits:
                 self._add_digits(entry, kind.digits)
         return entry
+
+    def _activity(self, slot: Slot, register: int) -> Node:
+        """An activity with or without what may stand before it: 本を読む, 図書館で本を読む."""
+        key = ("activity", slot.form, register)
+        if key not in self._types:
+            plain = self._type(slot, register, WIDER)
+            entry = self._types[key] = self._node()
+            self._call(entry, plain).final = True
+            for kind, particle in ADJUNCTS:
+                node = self._call(entry, self._type(Slot("", kind, "", True), register, WIDER))
+                for character in particle:
+                    node = self._read(node, character)
+                self._call(node, plain).final = True
+        return self._types[key]
 
     def _add_digits(self, entry: Node, most: int) -> None:
         self._read(entry, "0").final = True
