@@ -3,7 +3,8 @@
     JGPT_DATA=/path/to/data python -m jgpt.main --config=configs/aozora_small.py
 
 Reads `$JGPT_DATA/corpus/aozora.jsonl.gz`; any other corpus is one override away, as in
-`--config.data.sources='text:/path/to/*.txt'`.
+`--config.data.sources='text:/path/to/*.txt'`. Works are cut into pieces of 2,000 characters, so
+that a batch mixes many of them.
 """
 
 from configs import moe_small
@@ -13,9 +14,10 @@ def get_config():
     c = moe_small.get_config()
     c.name = "aozora_small"
     c.data.sources = "jsonl:$JGPT_DATA/corpus/aozora.jsonl.gz"
-    c.data.validation_fraction, c.data.validation_documents = 0.03, 16
-    c.tokenizer.vocab_size = 8000
-    c.tokenizer.train_megabytes = 10.0
-    c.train.steps = 1000
+    c.data.cleaning.max_characters = 2000
+    c.tokenizer.vocab_size, c.tokenizer.train_megabytes = 8000, 5.0
+    c.train.steps, c.train.eval_every, c.train.sample_every = 1200, 300, 600
+    c.checkpoint.every = 300
     c.sample.prompts = ("", "むかしむかし、", "私は")
+    c.sample.temperature, c.sample.top_p = 0.8, 0.95
     return c

