@@ -169,11 +169,8 @@ def value_and_gradients(function, arrays, mask, options, jit=jax.jit):
     return jit(run)(smooth, mask)
 
 
-@pytest.mark.parametrize("loops", [False, True], ids=["unrolled", "in loops"])
 @pytest.mark.parametrize("name", NAMES)
-def test_blockwise_equals_reference(name, loops, x64, monkeypatch, quick_jit):
-    if loops:
-        monkeypatch.setattr(schedule, "MAX_UNROLLED", 0)
+def test_blockwise_equals_reference(name, x64, quick_jit):
     queries, keys, mask, options = cases()[name]
     arrays = inputs(queries, keys)
     blocks = functools.partial(blockwise.attention, block=8)
@@ -278,10 +275,7 @@ def test_dropout_keeps_the_mean_and_drops_its_share(name, x64, quick_jit):
     assert abs((first == 0).mean() - 0.25) < 0.03
 
 
-@pytest.mark.parametrize("loops", [False, True], ids=["unrolled", "in loops"])
-def test_dropout_gradient_is_that_of_the_same_draw(loops, x64, monkeypatch, quick_jit):
-    if loops:
-        monkeypatch.setattr(schedule, "MAX_UNROLLED", 0)
+def test_dropout_gradient_is_that_of_the_same_draw(x64, quick_jit):
     arrays, key = inputs(20, 20), jax.random.key(1)
     noise = {n: normal(20 + i, *x.shape) for i, (n, x) in enumerate(arrays.items())}
 
@@ -364,39 +358,29 @@ def test_bad_arguments_are_named():
     ids=str,
 )
 def test_schedule_is_exact(mask):
-    """A block is left out just where the mask allows nothing, and masked just where it must be."""
+    """A block is left out just where the mask allows nothing; nothing forbidden goes unmasked."""
     for queries, keys, query_block, key_block in [(20, 20, 4, 4), (21, 17, 4, 5), (9, 24, 2, 8)]:
         at = Indices(np.arange(queries)[None], np.arange(keys)[None])
         allowed = visible(mask, at, None, None)
         allowed = np.ones((queries, keys), bool) if allowed is None else np.asarray(allowed[0])
-        made = schedule.make_schedule(mask, queries, keys, query_block, key_block, merge=False)
-        found = {(i, run.first): run.masked for i, row in enumerate(made.rows) for run in row}
-        columns = {(run.first, j): run.masked for j, row in enumerate(made.columns) for run in row}
-        want = {}
-        for i in range(-(-queries // query_block)):
-            for j in range(-(-keys // key_block)):
-                rows = slice(i * query_block, (i + 1) * query_block)
-                block = allowed[rows, j * key_block : (j + 1) * key_block]
-                if block.any():
-                    want[i, j] = not block.all() or block.shape[1] < key_block
-        assert found == columns
-        if (
-            mask.window and mask.block_size
-        ):  # each is exact, both together may keep a block too many
-            assert all(found[block] >= masked for block, masked in want.items())
-        else:
-            assert found == want
+        made = schedule.make_schedule(mask, queries, keys, query_block, key_block)
+        found = {(i, j) for i, row in enumerate(made.rows) for j in row}
+        blocks = {
+            (i, j): allowed[
+                i * query_block : (i + 1) * query_block, j * key_block : (j + 1) * key_block
+            ]
+            for i, j in np.ndindex(-(-queries // query_block), -(-keys // key_block))
+        }
+        want = {at for at, block in blocks.items() if block.any()}
+        assert found == {(i, j) for j, column in enumerate(made.columns) for i in column}
+        # Window and pattern are each exact; together they may keep a block that is empty.
+        assert found >= want if mask.window and mask.block_size else found == want
+        assert made.masked >= any(not blocks[at].all() for at in want)
 
 
-def test_schedule_computes_only_what_the_mask_leaves():
-    causal = schedule.make_schedule(Mask(), 64, 64, 8, 8, merge=False)
-    assert sum(map(len, causal.rows)) == 8 * 9 // 2
-    assert [run.masked for run in causal.rows[5]] == [False] * 5 + [True]
-    window = schedule.make_schedule(Mask(window=9), 64, 64, 8, 8, merge=False)
-    assert {len(row) for row in window.rows[2:]} == {2}
-    sparse = Mask(block_size=8, num_local_blocks=2, num_global_blocks=1)
-    rows = schedule.make_schedule(sparse, 64, 64, 8, 8).rows
-    assert [(run.first, run.count) for run in rows[6]] == [(0, 1), (5, 2)]
+def test_whole_blocks_need_no_mask():
+    assert not schedule.make_schedule(Mask(causal=False), 32, 64, 8, 8).masked
+    assert schedule.make_schedule(Mask(causal=False), 32, 63, 8, 8).masked
 
 
 def gradient_of_sum(jit=jax.jit, **options):

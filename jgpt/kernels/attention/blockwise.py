@@ -34,13 +34,7 @@ from jgpt.kernels.attention.pieces import (
     piece_scores,
     transposed_scores,
 )
-from jgpt.kernels.attention.schedule import (
-    Line,
-    Run,
-    best_block,
-    even_block,
-    make_schedule,
-)
+from jgpt.kernels.attention.schedule import even_block, make_schedule
 from jgpt.kernels.matmul import row_major
 from jgpt.typing import Array, Bias, Mask
 
@@ -67,13 +61,18 @@ def attention(
     dropout_key: Array | None = None,
     block: int | None = None,
 ) -> Array:
-    """See `jgpt.kernels.attention.attention`; `block` bounds the queries and keys of one block."""
+    """See `jgpt.kernels.attention.attention`; `block` bounds the queries and keys of one block.
+
+    Smaller blocks waste less along the diagonal, larger ones multiply faster: None takes 128 up to
+    1024 tokens and 256 above, best or close to it on CPU.
+    """
     batch, queries, heads, width = q.shape
     keys, kv_heads = k.shape[1:3]
     dropout = dropout if dropout_key is not None else 0.0
-    size = best_block if block is None else functools.partial(even_block, limit=block)
-    # Both passes must cut dropout's random bits alike, which runs of blocks would not.
-    schedule = make_schedule(mask, queries, keys, size(queries), size(keys), merge=not dropout)
+    block = block or (128 if max(queries, keys) <= 1024 else 256)
+    schedule = make_schedule(
+        mask, queries, keys, even_block(queries, block), even_block(keys, block)
+    )
     padded_queries = len(schedule.rows) * schedule.query_block
     padded_keys = len(schedule.columns) * schedule.key_block
     group = heads // kv_heads
@@ -112,42 +111,33 @@ def _pad(x: Array, length: int) -> Array:
     return jnp.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2)) if missing else x
 
 
-def _fold(line: Any, block: int, body: Callable, carry: Any) -> Any:
-    """The carry after `body(carry, span, masked)` for each run of a row or column.
-
-    `line` is a `Line`, or (first blocks, how many of them, masked) inside a loop over lines.
-    """
-    if not line or isinstance(line[0], Run):
-        for run in line:
-            carry = body(carry, Span(run.first * block, run.count * block), run.masked)
-        return carry
-    firsts, count, masked = line
-    return lax.fori_loop(
-        0, count, lambda n, c: body(c, Span(firsts[n] * block, block), masked), carry
-    )
-
-
 def _for_each(
-    lines: tuple[Line, ...], block: int, unrolled: bool, body: Callable, carry: Any
+    lines: tuple[tuple[int, ...], ...], block: int, other: int, body: Callable, carry: Any
 ) -> tuple[Any, Any]:
-    """`carry, out = body(carry, span, line)` for each line; the outs joined along their axis 2."""
-    if unrolled:
-        outs = []
-        for i, line in enumerate(lines):
-            carry, out = body(carry, Span(i * block, block), line)
-            outs.append(out)
-        return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=2), *outs)
-    masked = any(run.masked for line in lines for run in line)
+    """`carry, out = body(carry, span, fold)` for each line; the outs joined along their axis 2.
+
+    `span` is that of the line, of size `block`. `fold(step, state)` is the state after `state =
+    step(state, span)` for each block in the line, of size `other`. Loops, not an unrolled program: on CPU just as
+    fast, and XLA keeps the scores of one block at a time.
+    """
     counts = np.array([len(line) for line in lines], np.int32)
-    firsts = np.zeros((len(lines), counts.max()), np.int32)
-    for row, line in zip(firsts, lines):
-        row[: len(line)] = [run.first for run in line]
+    table = np.zeros((len(lines), max(1, counts.max())), np.int32)
+    for row, line in zip(table, lines):
+        row[: len(line)] = line
 
-    def step(carry, at):
-        i, firsts, count = at
-        return body(carry, Span(i * block, block), (firsts, count, masked))
+    def one_line(carry, at):
+        i, blocks, count = at
 
-    carry, outs = lax.scan(step, carry, (np.arange(len(lines), dtype=np.int32), firsts, counts))
+        def fold(step, state):
+            def one_block(n, state):
+                return step(state, Span(blocks[n] * other, other))
+
+            return lax.fori_loop(0, count, one_block, state)
+
+        return body(carry, Span(i * block, block), fold)
+
+    numbers = np.arange(len(lines), dtype=np.int32)
+    carry, outs = lax.scan(one_line, carry, (numbers, table, counts))
     return carry, jax.tree.map(_join, outs)
 
 
@@ -170,10 +160,10 @@ def _forward(static: Static, smooth: Smooth, fixed: Fixed) -> tuple[Array, Any]:
     row_block = schedule.query_block * static.group
     shape = (batch, kv_heads, row_block)
 
-    def one_row(carry, rows, line):
-        def one_run(state, columns, masked):
+    def one_row(carry, rows, fold):
+        def one_block(state, columns):
             highest, total, out = state
-            piece = Piece(rows, columns, masked)
+            piece = Piece(rows, columns)
             scores = piece_scores(static, smooth, fixed, piece)
             new = jnp.maximum(highest, scores.max(-1))
             weights = jnp.exp(scores - new[..., None])
@@ -190,13 +180,12 @@ def _forward(static: Static, smooth: Smooth, fixed: Fixed) -> tuple[Array, Any]:
             sinks = _sink_rows(static, smooth.sinks.astype(dtype), kv_heads, row_block)
             highest, total = jnp.broadcast_to(sinks, shape), jnp.ones(shape, dtype)
         out = jnp.zeros((*shape, smooth.v.shape[-1]), dtype)
-        state = _fold(line, schedule.key_block, one_run, (highest, total, out))
-        highest, total, out = state
+        highest, total, out = fold(one_block, (highest, total, out))
         total = jnp.where(total == 0, 1, total)
         normalizer = jnp.where(highest > LOWEST, highest + jnp.log(total), 0)
         return carry, ((out / total[..., None]).astype(smooth.q.dtype), normalizer)
 
-    _, (out, normalizer) = _for_each(schedule.rows, row_block, schedule.unrolled, one_row, ())
+    _, (out, normalizer) = _for_each(schedule.rows, row_block, schedule.key_block, one_row, ())
     return out, (smooth, fixed, out, normalizer)
 
 
@@ -209,12 +198,12 @@ def _backward(static: Static, saved: Any, dout: Array) -> tuple[Smooth, None]:
     row_block = schedule.query_block * static.group
     k_transposed = row_major(smooth.k.swapaxes(2, 3))
 
-    def one_column(carry, columns, line):
+    def one_column(carry, columns, fold):
         k, v = columns.of(smooth.k, 2), columns.of(smooth.v, 2)
 
-        def one_run(state, rows, masked):
+        def one_block(state, rows):
             (dq, dbias), dk, dv = state
-            piece = Piece(rows, columns, masked)
+            piece = Piece(rows, columns)
             scores, slope = transposed_scores(static, smooth, fixed, piece)
             probabilities = jnp.exp(scores - rows.of(normalizer, 2)[:, :, None])
             do = rows.of(dout, 2)
@@ -231,23 +220,20 @@ def _backward(static: Static, saved: Any, dout: Array) -> tuple[Smooth, None]:
             if slope is not None:
                 ds *= slope
             ds = ds.astype(k.dtype)
-            dq = _add_rows(dq, dot(columns.of(k_transposed, 3), ds, (3, 2)), rows, row_block)
+            part = rows.of(dq, 3) + dot(columns.of(k_transposed, 3), ds, (3, 2))
+            dq = lax.dynamic_update_slice_in_dim(dq, part, rows.start, 3)
             dk += dot(ds, rows.of(smooth.q, 2), (3, 2))
             return (dq, dbias), dk, dv
 
         zero = jnp.zeros(k.shape, dtype), jnp.zeros(v.shape, dtype)
-        carry, dk, dv = _fold(line, row_block, one_run, (carry, *zero))
+        carry, dk, dv = fold(one_block, (carry, *zero))
         return carry, ((dk * smooth.scale).astype(k.dtype), dv.astype(v.dtype))
 
     dq = jnp.zeros(smooth.q.swapaxes(2, 3).shape, dtype)
-    if schedule.unrolled:
-        dq = tuple(jnp.split(dq, len(schedule.rows), axis=3))
     dbias = jax.tree.map(lambda x: jnp.zeros(x.shape, dtype), smooth.bias)
     (dq, dbias), (dk, dv) = _for_each(
-        schedule.columns, schedule.key_block, schedule.unrolled, one_column, (dq, dbias)
+        schedule.columns, schedule.key_block, row_block, one_column, (dq, dbias)
     )
-    if schedule.unrolled:
-        dq = jnp.concatenate(dq, axis=3)
     dq = dq.swapaxes(2, 3)
     gradient = Smooth(
         q=(dq * smooth.scale).astype(smooth.q.dtype),
@@ -258,16 +244,6 @@ def _backward(static: Static, saved: Any, dout: Array) -> tuple[Smooth, None]:
         sinks=_sinks_gradient(static, smooth.sinks, normalizer, along),
     )
     return gradient, None
-
-
-def _add_rows(total: Any, part: Array, rows: Span, block: int) -> Any:
-    """`part` added to these rows (axis 3) of an array, or of a tuple of blocks where unrolled."""
-    if isinstance(total, tuple):
-        total = list(total)
-        for n, piece in enumerate(jnp.split(part, rows.size // block, axis=3)):
-            total[rows.start // block + n] += piece
-        return tuple(total)
-    return lax.dynamic_update_slice_in_dim(total, part + rows.of(total, 3), rows.start, 3)
 
 
 def _add_bias_gradient(

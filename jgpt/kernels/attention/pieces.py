@@ -50,9 +50,9 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Span:
-    """Positions [start, start + size) of a sequence; start may be traced."""
+    """Positions [start, start + size) of a sequence."""
 
-    start: int | Array
+    start: Array
     size: int
 
     def of(self, x: Array, axis: int) -> Array:
@@ -65,7 +65,6 @@ class Piece:
 
     rows: Span
     columns: Span
-    masked: bool
 
 
 def dot(a: Array, b: Array, contract: tuple[int, int]) -> Array:
@@ -82,7 +81,7 @@ def piece_scores(static: Static, smooth: Smooth, fixed: Fixed, piece: Piece) -> 
         scores = static.softcap * jnp.tanh(scores / static.softcap)
     if smooth.bias is not None:
         scores += piece_bias(static, smooth.bias, fixed, piece, scores.shape[1])
-    if piece.masked:
+    if static.schedule.masked:
         scores = jnp.where(_allowed(static, fixed, piece), scores, FORBIDDEN)
     return scores
 
@@ -98,7 +97,7 @@ def transposed_scores(
         scores, slope = static.softcap * tanh, 1 - tanh * tanh
     if smooth.bias is not None:
         scores += piece_bias(static, smooth.bias, fixed, piece, scores.shape[1]).swapaxes(2, 3)
-    if piece.masked:
+    if static.schedule.masked:
         allowed = _allowed(static, fixed, piece).swapaxes(2, 3)
         scores = jnp.where(allowed, scores, FORBIDDEN)
     return scores, slope
