@@ -31,12 +31,12 @@ def compiled(function: Callable, *arguments: Any) -> tuple[Contender, float]:
 
 
 def milliseconds(contenders: Mapping[str, Contender], seconds: float) -> dict[str, float]:
-    """Median CPU-milliseconds per call of each, taking turns for `seconds` (at least five)."""
+    """Median CPU-milliseconds per call of each, taking turns for `seconds` (at least three)."""
     spent = {name: [] for name in contenders}
     for run in contenders.values():
         run()
     start, turn = time.monotonic(), 0
-    while turn < 5 or time.monotonic() - start < seconds:
+    while turn < 3 or time.monotonic() - start < seconds:
         names = list(contenders)
         for name in names if turn % 2 == 0 else names[::-1]:
             before = time.process_time()

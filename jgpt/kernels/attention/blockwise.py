@@ -117,8 +117,8 @@ def _for_each(
     """`carry, out = body(carry, span, fold)` for each line; the outs joined along their axis 2.
 
     `span` is that of the line, of size `block`. `fold(step, state)` is the state after `state =
-    step(state, span)` for each block in the line, of size `other`. Loops, not an unrolled program: on CPU just as
-    fast, and XLA keeps the scores of one block at a time.
+    step(state, span)` for each block in the line, of size `other`. Loops, not an unrolled program:
+    on CPU just as fast, and XLA keeps the scores of one block at a time.
     """
     counts = np.array([len(line) for line in lines], np.int32)
     table = np.zeros((len(lines), max(1, counts.max())), np.int32)
