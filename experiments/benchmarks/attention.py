@@ -27,7 +27,7 @@ CASES = {
     "shape S": (8, 256, 4, 2, 64),
     "shape M": (4, 512, 8, 4, 64),
     "S 1024": (1, 1024, 8, 4, 64),
-    "S 4096": (1, 4096, 8, 4, 64),
+    "S 4096": (1, 4096, 4, 2, 64),
 }
 """Batch, length, query heads, key/value heads, width of a head."""
 WINDOW = 256
