@@ -16,8 +16,8 @@ def get_config():
     c.data.sources = "jsonl:$JGPT_DATA/corpus/aozora.jsonl.gz"
     c.data.cleaning.max_characters = 2000
     c.tokenizer.vocab_size, c.tokenizer.train_megabytes = 8000, 5.0
-    c.train.steps, c.train.eval_every, c.train.sample_every = 1200, 300, 600
-    c.checkpoint.every = 300
+    c.train.steps, c.train.eval_every, c.train.sample_every = 800, 200, 400
+    c.checkpoint.every = 200
     c.sample.prompts = ("", "むかしむかし、", "私は")
     c.sample.temperature, c.sample.top_p = 0.8, 0.95
     return c
