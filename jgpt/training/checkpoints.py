@@ -17,6 +17,7 @@ import json
 import logging
 import math
 import shutil
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,7 +181,7 @@ class Checkpoints:
 
     def _given_up(self, step: int, error: Exception) -> CheckpointError:
         """Removes what was begun; the error to raise."""
-        shutil.rmtree(self.root / str(step), ignore_errors=True)
+        _remove_for_good(self.root / str(step))
         lines = str(error).strip().splitlines() or [type(error).__name__]
         reason = lines[0].rsplit('": ', 1)[-1]  # TensorStore puts the file before the reason
         return CheckpointError(
@@ -370,6 +371,20 @@ def _remove(directory: Path) -> None:
     (directory / manifest.NAME).unlink(missing_ok=True)
     if directory.exists():
         shutil.rmtree(directory)
+
+
+def _remove_for_good(directory: Path, patience: float = 5.0, quiet: float = 0.2) -> None:
+    """Deletes a folder that Orbax's threads may still be writing to after one of them failed.
+
+    Until it has stayed away for `quiet` seconds, or `patience` seconds have passed: what then comes
+    back has no manifest, so it is incomplete and goes with the next checkpoint.
+    """
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        shutil.rmtree(directory, ignore_errors=True)
+        time.sleep(quiet)
+        if not directory.exists():
+            return
 
 
 def _barrier(name: str) -> None:
