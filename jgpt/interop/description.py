@@ -40,20 +40,24 @@ class Field:
         theirs: name in `config.json`.
         default: what the other library takes where the file has no such field.
         none: our value for their null.
+        also: another name of theirs, read where the first is not there and written beside it.
     """
 
     ours: str
     theirs: str
     default: Any = REQUIRED
     none: Any = None
+    also: str = ""
 
     def read(self, theirs: Mapping[str, Any], ours: dict[str, Any]) -> None:
-        value = field(theirs, self.theirs, self.default)
+        name = self.also if self.also in theirs and self.theirs not in theirs else self.theirs
+        value = field(theirs, name, self.default)
         put(ours, self.ours, self.none if value is None else value)
 
     def write(self, model: ModelConfig, theirs: dict[str, Any]) -> None:
         value = get(model, self.ours)
-        theirs[self.theirs] = None if value == self.none else value
+        for name in filter(None, (self.theirs, self.also)):
+            theirs[name] = None if value == self.none else value
 
 
 @dataclass(frozen=True)

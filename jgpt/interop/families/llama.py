@@ -29,27 +29,38 @@ TENSORS = (
     *linear("lm_head", "head"),
 )
 
+BIASES = Choice(
+    "attention_bias",
+    (
+        (False, {"attention_bias": False, "attention_output_bias": False}),
+        (True, {"attention_bias": True, "attention_output_bias": True}),
+    ),
+    False,
+)
+"""On all four maps of attention, or on none."""
+
+HEAD_DIM = Field("head_dim", "head_dim", None, none=0)
+UNTIED = Field("tied_embeddings", "tie_word_embeddings", False)
+"""A head of its own where nothing is said."""
+
+STYLE = Always({"norm": "rmsnorm", "ffn": "swiglu", "position": "rope"})
+ACTIVATION = only("hidden_act", "silu")
+OLD_BUFFERS = (r"rotary_emb\.inv_freq$",)
+
 LLAMA = Family(
     name="llama",
     architecture="LlamaForCausalLM",
     settings=(
         *SIZES,
-        Field("head_dim", "head_dim", None, none=0),
-        Field("tied_embeddings", "tie_word_embeddings", False),
-        Choice(
-            "attention_bias",
-            (
-                (False, {"attention_bias": False, "attention_output_bias": False}),
-                (True, {"attention_bias": True, "attention_output_bias": True}),
-            ),
-            False,
-        ),
+        HEAD_DIM,
+        UNTIED,
+        BIASES,
         Field("ffn_bias", "mlp_bias", False),
-        only("hidden_act", "silu"),
+        ACTIVATION,
         only("pretraining_tp", 1, 2, 4, 8),
-        Always({"norm": "rmsnorm", "ffn": "swiglu", "position": "rope"}),
+        STYLE,
         Rope(),
     ),
     tensors=TENSORS,
-    ignored=(r"rotary_emb\.inv_freq$",),
+    ignored=OLD_BUFFERS,
 )
