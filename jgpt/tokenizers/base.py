@@ -84,6 +84,13 @@ class Tokenizer(abc.ABC):
     def _normalize(self, text: str) -> str:
         """See `normalize`; of well-formed Unicode text."""
 
+    def _encode_parts(self, parts: Sequence[str | int]) -> list[int]:
+        """See `encode_parts`; well-formed texts, none of them empty."""
+        ids = []
+        for part in parts:
+            ids += [part] if isinstance(part, int) else self._encode(part)
+        return ids
+
     def normalize(self, text: str) -> str:
         """What of `text` survives: `decode(encode(text))`, if no character was unknown."""
         return self._normalize(well_formed(text))
@@ -101,6 +108,23 @@ class Tokenizer(abc.ABC):
         Lone surrogates (half a character of UTF-16, which JSON may hold) are left out.
         """
         return self._encode(well_formed(text))
+
+    def encode_parts(self, parts: Sequence[str | int]) -> list[int]:
+        """Ids of one sequence given as texts and the ids of special tokens between them.
+
+        The texts are ordinary ones, as for `encode`. What stands before them counts: a tokenizer
+        that puts a space before a text does so where its library would.
+
+        Raises:
+            ValueError: an id that is no special token's.
+        """
+        known = set(self.special_tokens.values())
+        for part in parts:
+            if not isinstance(part, str) and part not in known:
+                raise ValueError(f"token id {part} is no special token")
+        return self._encode_parts(
+            [p if isinstance(p, int) else well_formed(p) for p in parts if p != ""]
+        )
 
     def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
         """`[encode(text) for text in texts]`, faster where the library has a batched call."""

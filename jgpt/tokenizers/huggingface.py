@@ -1,9 +1,11 @@
 """Existing `tokenizer.json` files, through Hugging Face's `tokenizers` library (an optional extra).
 
-Two families are known: byte-level BPE (GPT-2, where every character of a token's name stands for a
-byte) and SentencePiece-like models (Llama, with ▁ for a space and `<0xE3>` for a byte).
+Three families are known: byte-level BPE (GPT-2, where every character of a token's name stands for
+a byte), SentencePiece-like models (Llama, with ▁ for a space and `<0xE3>` for a byte) and WordPiece
+(BERT, whose pieces are joined with spaces but for those written `##so`).
 """
 
+import functools
 import json
 import re
 import secrets
@@ -12,18 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from jgpt.config import ConfigError
-from jgpt.tokenizers.base import BOS, CHAT_MARKERS, EOS, PAD, UNK, Tokenizer
+from jgpt.tokenizers import folder as folder_settings
+from jgpt.tokenizers.base import BOS, EOS, PAD, UNK, Tokenizer
 
 TOKENIZER_FILE = "tokenizer.json"
-_ROLES = {PAD: "pad_token", UNK: "unk_token", BOS: "bos_token", EOS: "eos_token"}
 _USUAL_NAMES = {
     PAD: ("<pad>", "[PAD]", "<|padding|>", "<|pad|>"),
     UNK: ("<unk>", "[UNK]"),
-    BOS: ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "<|endoftext|>"),
-    EOS: ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>"),
+    BOS: ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "<|endoftext|>", "[CLS]"),
+    EOS: ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>", "[SEP]"),
 }
 _SPACE = "▁"
-_MARKER = re.compile(r"<\|.+\|>")
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -50,7 +51,11 @@ class HuggingFaceTokenizer(Tokenizer):
         values = _parse(content)
         names = _names(values)
         special = _special_names(values) | {names[i]: i for i in roles.values()}
-        self._library = _library(_with_unreachable(values, set(special)))
+        # The library would otherwise find `<s>` in a user's text.
+        secret = secrets.token_hex(16)
+        self._library = _library(_with_hidden(values, {name: secret + name for name in special}))
+        added = {token["id"] for token in values["added_tokens"]}
+        self._hidden = {i: secret + name for name, i in special.items() if i in added}
         spelling = _spelling(values)
         token_bytes = [
             b"" if name is None or name in special else spelling(name)
@@ -72,6 +77,14 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def _encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return [e.ids for e in self._library.encode_batch(texts, add_special_tokens=False)]
+
+    def _encode_parts(self, parts: Sequence[str | int]) -> list[int]:
+        """All at once under the library's hidden names: its rules know what stands before."""
+        if not all(isinstance(part, str) or part in self._hidden for part in parts):
+            return super()._encode_parts(parts)
+        return self._encode(
+            "".join(part if isinstance(part, str) else self._hidden[part] for part in parts)
+        )
 
     def _files(self) -> dict[str, bytes]:
         return {TOKENIZER_FILE: self._content}
@@ -96,9 +109,9 @@ def load(path: Path) -> HuggingFaceTokenizer:
     content = path.read_bytes()
     values = _parse(content)
     ids = {name: token for token, name in _names(values).items()}
-    declared = _declared_roles(path.parent)
+    declared = folder_settings.read(path.parent).roles
     roles = {}
-    for role in _ROLES:
+    for role in _USUAL_NAMES:
         candidates = (declared.get(role), _model_unk(values) if role == UNK else None)
         found = [name for name in (*candidates, *_USUAL_NAMES[role]) if name in ids]
         if found:
@@ -108,7 +121,9 @@ def load(path: Path) -> HuggingFaceTokenizer:
             f"tokenizer.path: {str(path)!r} has no known end-of-text token; name it as eos_token "
             "in a tokenizer_config.json beside it"
         )
-    return HuggingFaceTokenizer(content, {role: roles.get(role, roles[EOS]) for role in _ROLES})
+    return HuggingFaceTokenizer(
+        content, {role: roles.get(role, roles[EOS]) for role in _USUAL_NAMES}
+    )
 
 
 def _parse(content: bytes) -> dict[str, Any]:
@@ -118,23 +133,6 @@ def _parse(content: bytes) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError("tokenizer.path: this is not a readable tokenizer.json") from error
     return values
-
-
-def _declared_roles(folder: Path) -> dict[str, str]:
-    """Role to token name, from the files beside a `tokenizer.json`."""
-    roles = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        if not (folder / name).is_file():
-            continue
-        try:
-            values = json.loads((folder / name).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ConfigError(f"tokenizer.path: {name} beside it is broken ({error})") from error
-        for role, field in _ROLES.items():
-            value = values.get(field)
-            if value is not None:
-                roles[role] = value["content"] if isinstance(value, dict) else value
-    return roles
 
 
 def _names(values: dict[str, Any]) -> dict[int, str]:
@@ -151,9 +149,7 @@ def _special_names(values: dict[str, Any]) -> dict[str, int]:
     return {
         token["content"]: token["id"]
         for token in values["added_tokens"]
-        if token["special"]
-        or token["content"] in CHAT_MARKERS
-        or _MARKER.fullmatch(token["content"])
+        if token["special"] or folder_settings.is_marker(token["content"])
     }
 
 
@@ -164,25 +160,24 @@ def _model_unk(values: dict[str, Any]) -> str | None:
     return model.get("unk_token")
 
 
-def _with_unreachable(values: dict[str, Any], names: set[str]) -> dict[str, Any]:
-    """The file's values with `names` replaced by ones that no text can hold, and ids unchanged.
+def _with_hidden(values: dict[str, Any], hidden: dict[str, str]) -> dict[str, Any]:
+    """The file's values with tokens renamed as `hidden` says, their ids unchanged.
 
-    The library would otherwise find `<s>` in a user's text, as an added token or as an entry of a
-    unigram vocabulary. The post-processor, which adds special tokens by name, is left out.
+    Both as added tokens and as entries of the vocabulary. The post-processor, which adds special
+    tokens by name, is left out.
     """
-    secret = secrets.token_hex(16)
 
-    def hidden(name: str | None) -> str | None:
-        return f"{secret}{name}" if name in names else name
+    def renamed(name: str | None) -> str | None:
+        return hidden.get(name, name)
 
     model = dict(values["model"])
     if isinstance(model["vocab"], list):
-        model["vocab"] = [[hidden(name), score] for name, score in model["vocab"]]
+        model["vocab"] = [[renamed(name), score] for name, score in model["vocab"]]
     else:
-        model["vocab"] = {hidden(name): token for name, token in model["vocab"].items()}
+        model["vocab"] = {renamed(name): token for name, token in model["vocab"].items()}
     if "unk_token" in model:
-        model["unk_token"] = hidden(model["unk_token"])
-    added = [token | {"content": hidden(token["content"])} for token in values["added_tokens"]]
+        model["unk_token"] = renamed(model["unk_token"])
+    added = [token | {"content": renamed(token["content"])} for token in values["added_tokens"]]
     changes = {"post_processor": None, "truncation": None, "padding": None}
     return values | changes | {"model": model, "added_tokens": added}
 
@@ -210,11 +205,13 @@ def _spelling(values: dict[str, Any]) -> Callable[[str], bytes]:
     decoders = _decoders(values)
     if [decoder["type"] for decoder in decoders] == ["ByteLevel"]:
         return _byte_level_bytes
+    if [decoder["type"] for decoder in decoders] == ["WordPiece"]:
+        return functools.partial(word_piece_bytes, decoders[0]["prefix"])
     if not all(map(_is_sentencepiece_like, decoders)):
         kinds = " + ".join(decoder["type"] for decoder in decoders)
         raise ConfigError(
             f"tokenizer.path: the tokenizer.json's decoder ({kinds}) is not supported; use a "
-            "byte-level (GPT-2) or a SentencePiece-like (Llama) tokenizer"
+            "byte-level (GPT-2), a SentencePiece-like (Llama) or a WordPiece (BERT) tokenizer"
         )
     byte_fallback = bool(values["model"].get("byte_fallback"))
 
@@ -224,6 +221,11 @@ def _spelling(values: dict[str, Any]) -> Callable[[str], bytes]:
         return name.replace(_SPACE, " ").encode()
 
     return spell
+
+
+def word_piece_bytes(prefix: str, name: str) -> bytes:
+    """WordPiece's decoding: a space before every piece but those that continue a word."""
+    return (name.removeprefix(prefix) if name.startswith(prefix) else f" {name}").encode()
 
 
 def _is_sentencepiece_like(decoder: dict[str, Any]) -> bool:
@@ -238,7 +240,7 @@ def _is_sentencepiece_like(decoder: dict[str, Any]) -> bool:
 
 def _strips_leading_space(values: dict[str, Any]) -> bool:
     for decoder in _decoders(values):
-        if decoder["type"] == "Strip":
+        if decoder["type"] in ("Strip", "WordPiece"):
             return True
         if decoder["type"] == "Metaspace":
             # Files older than prepend_scheme have add_prefix_space.

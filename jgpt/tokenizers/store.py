@@ -14,20 +14,39 @@ from pathlib import Path
 from typing import Any
 
 from jgpt.config import ConfigError, TokenizerConfig
-from jgpt.tokenizers import huggingface, sentencepiece, word
+from jgpt.tokenizers import folder as folder_settings
+from jgpt.tokenizers import huggingface, ranks, sentencepiece, word, wordpiece
 from jgpt.tokenizers.base import METADATA_FILE, SPECIAL_TOKENS, Tokenizer
 from jgpt.tokenizers.byte import ByteTokenizer
 from jgpt.tokenizers.huggingface import HuggingFaceTokenizer
+from jgpt.tokenizers.ranks import RankTokenizer
 from jgpt.tokenizers.sentencepiece import SentencePieceTokenizer
 from jgpt.tokenizers.word import WordTokenizer
+from jgpt.tokenizers.wordpiece import WordPieceTokenizer
 
 _log = logging.getLogger(__name__)
 
 KINDS: dict[str, type[Tokenizer]] = {
     kind.kind: kind
-    for kind in (SentencePieceTokenizer, ByteTokenizer, WordTokenizer, HuggingFaceTokenizer)
+    for kind in (
+        SentencePieceTokenizer,
+        ByteTokenizer,
+        WordTokenizer,
+        HuggingFaceTokenizer,
+        RankTokenizer,
+        WordPieceTokenizer,
+    )
 }
-_FILES_IN_FOLDER = (huggingface.TOKENIZER_FILE, sentencepiece.MODEL_FILE, "spiece.model")
+_FILES_IN_FOLDER = (
+    huggingface.TOKENIZER_FILE,
+    sentencepiece.MODEL_FILE,
+    "spiece.model",
+    "spm.model",
+    "*.tiktoken",
+    ranks.TEKKEN_FILE,
+    wordpiece.VOCABULARY_FILE,
+)
+"""Of a model's folder, the first that is there."""
 _RECIPE = 1
 """Raised when training changes, so that caches of the older recipe are not used."""
 _SENTENCEPIECE_KINDS = ("unigram", "bpe", "char")
@@ -42,26 +61,51 @@ _RELEVANT_FIELDS = {
 
 
 def load(path: str | os.PathLike) -> Tokenizer:
-    """A saved tokenizer: a folder written by `Tokenizer.save`, a `tokenizer.json`, a `.model` file.
+    """A saved tokenizer, the tokenizer of a Hugging Face model's folder, or one of its files.
 
-    A folder of an existing model is searched for `tokenizer.json`, then for SentencePiece files.
-    `~` and `$VARIABLES` are expanded.
+    A folder written by `Tokenizer.save` is read as it was. In a model's folder the first of
+    `tokenizer.json`, a SentencePiece model, a file of ranks (`*.tiktoken`, `tekken.json`) and
+    `vocab.txt` decides, and the JSON files beside it name the added and special tokens. A folder
+    of class BertJapaneseTokenizer is read from its `vocab.txt`. `~` and `$VARIABLES` are expanded.
 
     Raises:
-        ConfigError: nothing there is a tokenizer, or its content is not what was saved.
+        ConfigError: nothing there is a tokenizer, its content is not what was saved, or a package
+            that it needs is missing.
     """
     path = Path(os.path.expandvars(os.path.expanduser(path)))
     if (path / METADATA_FILE).is_file():
         return _load_saved(path)
-    for file in [path / name for name in _FILES_IN_FOLDER] if path.is_dir() else [path]:
-        if file.is_file() and file.suffix == ".json":
-            return huggingface.load(file)
-        if file.is_file() and file.suffix == ".model":
-            return SentencePieceTokenizer(file.read_bytes())
+    if path.is_file():
+        return _load_file(path)
+    class_name = folder_settings.read(path).class_name
+    names = _FILES_IN_FOLDER
+    if class_name == wordpiece.JAPANESE_CLASS:
+        names = (wordpiece.VOCABULARY_FILE,)
+    for name in names:
+        for file in sorted(path.glob(name)):
+            return _load_file(file)
+    written = f" (its tokenizer_config.json says {class_name})" if class_name else ""
     raise ConfigError(
-        f"tokenizer.path: no tokenizer at {str(path)!r}; give a folder with {METADATA_FILE}, "
-        "tokenizer.json or tokenizer.model, or one of the latter two files"
+        f"tokenizer.path: no tokenizer at {str(path)!r}{written}; give a folder with one of "
+        f"{', '.join((METADATA_FILE, *names))}, or one of these files"
     )
+
+
+def _load_file(path: Path) -> Tokenizer:
+    if path.suffix == ".tiktoken" or path.name.startswith("tekken"):
+        return ranks.load(path)
+    if path.suffix == ".json":
+        return huggingface.load(path)
+    if path.suffix == ".txt":
+        return wordpiece.load(path)
+    if ".model" not in path.suffixes:
+        raise ConfigError(
+            f"tokenizer.path: {str(path)!r} is no tokenizer file; known are .json, .model, "
+            ".tiktoken and vocab.txt"
+        )
+    with open(path, "rb") as file:
+        is_ranks = ranks.is_rank_file(file.read(256))
+    return ranks.load(path) if is_ranks else sentencepiece.load(path)
 
 
 def _load_saved(folder: Path) -> Tokenizer:

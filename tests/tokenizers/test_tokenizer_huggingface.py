@@ -220,7 +220,10 @@ def test_a_missing_end_token_is_named(pairs, tmp_path):
 
 def test_other_families_are_refused(pairs, tmp_path):
     values = json.loads((pairs["unigram"][2] / "tokenizer.json").read_text(encoding="utf-8"))
-    for decoder in (None, {"type": "WordPiece", "prefix": "##", "cleanup": True}):
+    for decoder in (
+        None,
+        {"type": "CTC", "pad_token": "", "word_delimiter_token": "|", "cleanup": True},
+    ):
         (tmp_path / "tokenizer.json").write_text(json.dumps(values | {"decoder": decoder}))
         with pytest.raises(ConfigError, match="is not supported"):
             tokenizers.load(tmp_path)
