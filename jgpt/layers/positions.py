@@ -6,6 +6,7 @@ T5's relative buckets are a bias of the attention kernels (`jgpt.typing.Relative
 import math
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
@@ -95,10 +96,12 @@ def layer_rotary(config: ModelConfig, kind: str, positions: Int[Array, "B S"]) -
     return rotary_tables(positions, config.rotary_dim, config.rope_theta, config.rope_scaling)
 
 
+@jax.custom_vjp
 def rotate(x: Float[Array, "B S N d"], rotary: Rotary) -> Float[Array, "B S N d"]:
     """Turns the first rotary_dim entries of every head in pairs `(i, i + rotary_dim / 2)`.
 
-    The layout of Hugging Face's rotate_half; computed in float32, returned in x's dtype.
+    The layout of Hugging Face's rotate_half; computed in float32, returned in x's dtype. The
+    gradient is the turn back; the tables have none.
     """
     cos, sin = (table[..., None, :] for table in rotary)
     half = cos.shape[-1]
@@ -107,6 +110,14 @@ def rotate(x: Float[Array, "B S N d"], rotary: Rotary) -> Float[Array, "B S N d"
     turned = [first * cos - second * sin, second * cos + first * sin]
     turned = [part.astype(x.dtype) for part in turned]
     return jnp.concatenate([*turned, x[..., 2 * half :]], axis=-1)
+
+
+def _turn_back(rotary: Rotary, dy: Array) -> tuple[Array, None]:
+    cos, sin = rotary
+    return rotate(dy, (cos, -sin)), None
+
+
+rotate.defvjp(lambda x, rotary: (rotate(x, rotary), rotary), _turn_back)
 
 
 def alibi_slopes(num_heads: int) -> np.ndarray:

@@ -169,8 +169,10 @@ def value_and_gradients(function, arrays, mask, options, jit=jax.jit):
     return jit(run)(smooth, mask)
 
 
+@pytest.mark.parametrize("max_unrolled", [0, 100], ids=["looped", "unrolled"])
 @pytest.mark.parametrize("name", NAMES)
-def test_blockwise_equals_reference(name, x64, quick_jit):
+def test_blockwise_equals_reference(name, max_unrolled, x64, quick_jit, monkeypatch):
+    monkeypatch.setattr(blockwise, "MAX_UNROLLED", max_unrolled)
     queries, keys, mask, options = cases()[name]
     arrays = inputs(queries, keys)
     blocks = functools.partial(blockwise.attention, block=8)

@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -51,6 +52,16 @@ def test_partial_rotation_leaves_the_rest_of_the_head_alone():
     turned = rotated(x, np.tile(np.arange(3) + 1, (2, 1)), rotary_dim=4)
     np.testing.assert_array_equal(turned[..., 4:], x[..., 4:])
     assert (np.abs(turned[..., :4] - x[..., :4]).max(axis=(0, 1, 2)) > 1e-3).all()
+
+
+def test_gradient_of_a_rotation_is_its_transpose():
+    x, dy = random(2, 3, 2, 8), random(2, 3, 2, 8, seed=1)
+    yarn = RopeScaling("yarn", 4.0, original_length=16)  # its tables are longer than 1
+    tables = rotary_tables(np.tile(np.arange(3) + 1, (2, 1)), 6, 100.0, yarn)
+    (dx,) = jax.vjp(lambda x: rotate(x, tables), x)[1](dy)
+    basis = np.eye(8, dtype=np.float32)[:, None, None, None]  # a rotation is linear in x
+    columns = np.stack([np.asarray(rotate(x * 0 + e, tables)) for e in basis])
+    np.testing.assert_allclose(dx, np.einsum("jbsnd,bsnd->bsnj", columns, dy), rtol=2e-5, atol=1e-6)
 
 
 def test_linear_scaling_is_position_interpolation():

@@ -38,6 +38,10 @@ from jgpt.kernels.attention.schedule import even_block, make_schedule
 from jgpt.kernels.matmul import row_major
 from jgpt.typing import Array, Bias, Mask
 
+MAX_UNROLLED = 10
+"""Up to so many blocks are unrolled: XLA's CPU backend runs the operations of a loop's body one
+after another, and small products on one thread; unrolled, two blocks run side by side. With more of
+them, a loop's reuse of the same memory is worth more, and the program stays small."""
 LOWEST = -1e29
 """A row maximum never falls below this, so exp(FORBIDDEN - maximum) is 0 in rows without a key."""
 
@@ -63,13 +67,13 @@ def attention(
 ) -> Array:
     """See `jgpt.kernels.attention.attention`; `block` bounds the queries and keys of one block.
 
-    Smaller blocks waste less along the diagonal, larger ones multiply faster: None takes 128 up to
-    1024 tokens and 256 above, best or close to it on CPU.
+    Smaller blocks waste less along the diagonal, larger ones multiply faster: None takes 64 up to
+    512 tokens, 128 up to 1024 and 256 above, best or close to it on CPU.
     """
     batch, queries, heads, width = q.shape
     keys, kv_heads = k.shape[1:3]
     dropout = dropout if dropout_key is not None else 0.0
-    block = block or (128 if max(queries, keys) <= 1024 else 256)
+    block = block or _default_block(max(queries, keys))
     schedule = make_schedule(
         mask, queries, keys, even_block(queries, block), even_block(keys, block)
     )
@@ -105,6 +109,10 @@ def attention(
     return jnp.moveaxis(out, 1, 2)[:, :queries].reshape(batch, queries, heads, -1)
 
 
+def _default_block(length: int) -> int:
+    return 64 if length <= 512 else 128 if length <= 1024 else 256
+
+
 def _pad(x: Array, length: int) -> Array:
     """Zeros behind axis 1 up to `length`."""
     missing = length - x.shape[1]
@@ -117,9 +125,32 @@ def _for_each(
     """`carry, out = body(carry, span, fold)` for each line; the outs joined along their axis 2.
 
     `span` is that of the line, of size `block`. `fold(step, state)` is the state after `state =
-    step(state, span)` for each block in the line, of size `other`. Loops, not an unrolled program:
-    on CPU just as fast, and XLA keeps the scores of one block at a time.
+    step(state, span)` for each block in the line, of size `other`.
     """
+    walk = _unrolled if sum(map(len, lines)) <= MAX_UNROLLED else _looped
+    carry, outs = walk(lines, block, other, body, carry)
+    return carry, jax.tree.map(_join, outs)
+
+
+def _unrolled(
+    lines: tuple[tuple[int, ...], ...], block: int, other: int, body: Callable, carry: Any
+) -> tuple[Any, Any]:
+    outs = []
+    for i, line in enumerate(lines):
+
+        def fold(step, state, line=line):
+            for j in line:
+                state = step(state, Span(j * other, other))
+            return state
+
+        carry, out = body(carry, Span(i * block, block), fold)
+        outs.append(out)
+    return carry, jax.tree.map(lambda *x: jnp.stack(x), *outs)
+
+
+def _looped(
+    lines: tuple[tuple[int, ...], ...], block: int, other: int, body: Callable, carry: Any
+) -> tuple[Any, Any]:
     counts = np.array([len(line) for line in lines], np.int32)
     table = np.zeros((len(lines), max(1, counts.max())), np.int32)
     for row, line in zip(table, lines):
@@ -137,8 +168,7 @@ def _for_each(
         return body(carry, Span(i * block, block), fold)
 
     numbers = np.arange(len(lines), dtype=np.int32)
-    carry, outs = lax.scan(one_line, carry, (numbers, table, counts))
-    return carry, jax.tree.map(_join, outs)
+    return lax.scan(one_line, carry, (numbers, table, counts))
 
 
 def _join(x: Array) -> Array:

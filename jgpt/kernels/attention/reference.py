@@ -38,7 +38,7 @@ def attention(
     if bias is not None:
         scores += bias_scores(bias, at)
     allowed = visible(mask, at, mask.q_segment_ids, mask.kv_segment_ids)
-    probabilities = _softmax(scores, None if allowed is None else allowed[:, None], sinks)
+    probabilities = masked_softmax(scores, None if allowed is None else allowed[:, None], sinks)
     if dropout and dropout_key is not None:
         keep = jax.random.bernoulli(dropout_key, 1 - dropout, probabilities.shape)
         probabilities = jnp.where(keep, probabilities / (1 - dropout), 0)
@@ -47,7 +47,7 @@ def attention(
     return out.reshape(batch, queries, heads, v.shape[-1]).astype(q.dtype)
 
 
-def _softmax(scores: Array, allowed: Array | None, sinks: Array | None) -> Array:
+def masked_softmax(scores: Array, allowed: Array | None, sinks: Array | None = None) -> Array:
     """Softmax over the last axis with 0 for what is not allowed, and for rows without a key."""
     if allowed is not None:
         scores = jnp.where(allowed, scores, -jnp.inf)
