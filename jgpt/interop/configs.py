@@ -85,8 +85,10 @@ def write_config(model: ModelConfig, name: str = "") -> tuple[Family, dict[str, 
 
 def _written(family: Family, model: ModelConfig) -> dict[str, Any]:
     config = {"model_type": family.name, "architectures": [family.architecture]}
+    # Explicit in all that other libraries derive otherwise, but with the unused as it is.
+    explicit = dataclasses.replace(canonical(model), intermediate_size=model.intermediate_size)
     for row in family.settings:
-        row.write(canonical(model), config)
+        row.write(explicit, config)
     return config | dict(family.constants)
 
 

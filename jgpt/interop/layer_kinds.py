@@ -75,9 +75,16 @@ class Windows:
             theirs["use_sliding_window"] = sliding
             theirs["max_window_layers"] = kinds.index("local") if sliding else model.num_layers
         elif self.layers == "pattern":
-            theirs["sliding_window_pattern"] = len(pattern(kinds))
+            theirs["sliding_window_pattern"] = _every(kinds)
             if not sliding:  # null would be read as the default
                 theirs["sliding_window"] = self.default
+
+
+def _every(kinds: Sequence[str]) -> int | None:
+    """n where every n-th layer is global and no other; None where that is not so."""
+    every = kinds.index("global") + 1 if "global" in kinds else len(kinds) + 1
+    fits = all((k == "global") == ((i + 1) % every == 0) for i, k in enumerate(kinds))
+    return every if fits else None
 
 
 @dataclass(frozen=True)

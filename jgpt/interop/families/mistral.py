@@ -35,6 +35,7 @@ MIXTRAL = Family(
         STYLE,
         Rope(theta=1e6),
         Windows(None),
+        Field("moe.intermediate_size", "intermediate_size"),
         Field("moe.num_experts", "num_local_experts", 8),
         Field("moe.top_k", "num_experts_per_tok", 2),
         Always({"ffn_pattern": ("moe",), "moe.router": "softmax", "moe.renormalize": True}),
