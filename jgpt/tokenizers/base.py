@@ -32,6 +32,8 @@ class Tokenizer(abc.ABC):
         vocab_size: number of ids; valid ids are 0 ... vocab_size - 1.
         special_tokens: name to id of the tokens that stand for no text. Encoding never emits them
             (except unk), whatever the text says.
+        special_names: the same by the names that they have in the tokenizer's files alone, as a
+            chat template writes them.
         pad_id, unk_id, bos_id, eos_id: the four that every tokenizer has. An existing tokenizer
             that lacks one has the id of its end token there.
         emits_unk: whether encoding can lose characters to unk. Bits per character of such a
@@ -49,10 +51,12 @@ class Tokenizer(abc.ABC):
         special_tokens: dict[str, int],
         emits_unk: bool,
         strips_leading_space: bool = False,
+        special_names: dict[str, int] | None = None,
     ):
         self._token_bytes = list(token_bytes)
         self.vocab_size = len(self._token_bytes)
         self.special_tokens = dict(special_tokens)
+        self.special_names = dict(special_tokens if special_names is None else special_names)
         self.pad_id, self.unk_id, self.bos_id, self.eos_id = (
             special_tokens[name] for name in (PAD, UNK, BOS, EOS)
         )

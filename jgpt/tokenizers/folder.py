@@ -81,6 +81,12 @@ def read(folder: Path) -> FolderSettings:
     )
 
 
+def token_names(folder: Path) -> dict[str, str]:
+    """`bos_token`, ... to the names of the tokens: the variables of a chat template."""
+    values = {**read_json(folder / _MAP_FILE), **read_json(folder / CONFIG_FILE)}
+    return {k: _name(v) for k, v in values.items() if k.endswith("_token") and _is_name(v)}
+
+
 def is_marker(name: str) -> bool:
     """Whether a token is taken for a control token whatever the files say: `<|this|>`, `<think>`.
 

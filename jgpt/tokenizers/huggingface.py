@@ -64,6 +64,7 @@ class HuggingFaceTokenizer(Tokenizer):
         super().__init__(
             token_bytes=token_bytes,
             special_tokens=special | roles,
+            special_names=special,
             emits_unk=not {bytes([byte]) for byte in range(256)} <= set(token_bytes),
             strips_leading_space=_strips_leading_space(values),
         )

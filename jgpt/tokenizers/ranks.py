@@ -122,6 +122,7 @@ class RankTokenizer(Tokenizer):
             token_bytes=token_bytes,
             special_tokens=special | {role: found.get(role, found[EOS]) for role in _USUAL_NAMES},
             emits_unk=False,
+            special_names=special,
         )
 
     def _normalize(self, text: str) -> str:

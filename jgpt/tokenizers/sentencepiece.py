@@ -98,6 +98,7 @@ class SentencePieceTokenizer(Tokenizer):
             special_tokens=_special_tokens(self._processor, special, self._roles),
             emits_unk=not byte_fallback,
             strips_leading_space=strips_leading_space,
+            special_names=_control_names(self._processor) | special,
         )
         self._space_sign_ids = (
             [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode()]
@@ -278,6 +279,14 @@ def _special_tokens(
     return tokens
 
 
+def _control_names(processor: sentencepiece.SentencePieceProcessor) -> dict[str, int]:
+    return {
+        processor.id_to_piece(i): i
+        for i in range(len(processor))
+        if processor.is_control(i) or processor.is_unknown(i)
+    }
+
+
 def train(config: TokenizerConfig, lines: Sequence[str]) -> SentencePieceTokenizer:
     """Trains on `lines` (text without newlines); the same input gives the same bytes.
 
@@ -300,6 +309,7 @@ def train(config: TokenizerConfig, lines: Sequence[str]) -> SentencePieceTokeniz
                 character_coverage=config.character_coverage,
                 byte_fallback=config.byte_fallback,
                 split_digits=config.split_digits,
+                split_by_unicode_script=config.split_scripts,
                 required_chars=_SPACE,
                 user_defined_symbols=["\n"],
                 control_symbols=list(CHAT_MARKERS),

@@ -91,6 +91,11 @@ class WordPieceTokenizer(Tokenizer):
             special_tokens=special,
             emits_unk=True,
             strips_leading_space=True,
+            special_names={
+                name: i
+                for name, i in special.items()
+                if name not in _USUAL_NAMES or vocabulary[i : i + 1] == [name]
+            },
         )
 
     def _normalize(self, text: str) -> str:
