@@ -29,6 +29,10 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.intermediate_size = 688
     # longest sequence; rows of a learned position table
     c.model.max_length = 2048
+    # encoder-decoder: blocks of the encoder that every decoder block attends to; 0 for none
+    c.model.encoder_layers = 0
+    # encoder-decoder: the token before the first (T5: pad)
+    c.model.decoder_start_id = 0
     # causal; bidirectional; prefix (bidirectional over the first batch['prefix_lengths'])
     c.model.attention = "causal"
     # repeated over the layers: global or local (sliding window)
@@ -62,7 +66,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.attention_output_bias = False
     # auto, or a name from kernels.attention.BACKENDS
     c.model.attention_backend = "auto"
-    # rope; alibi; learned; sinusoidal; relative (T5 buckets); none
+    # rope; alibi; learned; sinusoidal; relative (T5 buckets); disentangled (DeBERTa); none
     c.model.position = "rope"
     # base of the rotary frequencies
     c.model.rope_theta = 10000.0
@@ -89,10 +93,12 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.rope_scaling.high_frequency_factor = 4.0
     # yarn: cos and sin are multiplied by this; None means 0.1 ln(factor) + 1
     c.model.rope_scaling.attention_factor = ml_collections.config_dict.placeholder(float)
-    # T5 buckets
+    # T5 buckets; disentangled: buckets to either side
     c.model.relative_buckets = 32
-    # distance from which T5 buckets no longer grow
+    # distance from which buckets no longer grow
     c.model.relative_max_distance = 128
+    # rows of a table of token types (BERT's segments); 0 for none
+    c.model.token_types = 0
     # rmsnorm; layernorm
     c.model.norm = "rmsnorm"
     # pre: x + f(norm(x)); post: norm(x + f(x)), no final norm; sandwich: x + norm(f(norm(x)))
@@ -101,6 +107,12 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.norm_epsilon = 1e-05
     # scale by 1 + weight (Gemma)
     c.model.norm_unit_offset = False
+    # layernorm: has a bias
+    c.model.norm_bias = True
+    # normalise the embeddings (BERT)
+    c.model.embedding_norm = False
+    # pre: norm before the first layer's attention (ModernBERT has none)
+    c.model.first_attention_norm = True
     # attention and feed-forward side by side (GPT-NeoX)
     c.model.parallel_block = False
     # swiglu; geglu; gelu
@@ -154,6 +166,16 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.embedding_scale = False
     # c * tanh(logits / c); 0 for none
     c.model.final_softcap = 0.0
+    # dense, gelu and norm before the head (BERT); its bias as ffn_bias
+    c.model.head_transform = False
+    # one vector per row: none; cls (of the first token); mean (over all tokens)
+    c.model.pooling = "none"
+    # then a dense map and: none (no map); tanh (BERT); gelu (DeBERTa); gelu_norm (ModernBERT)
+    c.model.pooler = "none"
+    # outputs of a task head; 0 for none; 1 for regression
+    c.model.num_labels = 0
+    # the task head reads: sequence (what is pooled); token
+    c.model.label_level = "sequence"
     # on attention probabilities, in training
     c.model.attention_dropout = 0.0
     # on each block's two outputs, in training
@@ -175,6 +197,13 @@ def get_config() -> ml_collections.ConfigDict:
     # on: one compiled period of layers; off: unrolled; auto: off on CPU only
     c.model.scan_layers = "auto"
 
+    # weights to start from
+    c.init = ml_collections.ConfigDict()
+    # a Hugging Face model folder; model section and tokenizer are taken from it
+    c.init.hf_folder = ""
+    # a run, whose newest weights, model section and tokenizer are taken; a new run begins
+    c.init.workdir = ""
+
     # text to token ids
     c.tokenizer = ml_collections.ConfigDict()
     # unigram, bpe, char (SentencePiece, trained here); word; byte; huggingface (from path)
@@ -189,6 +218,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.tokenizer.byte_fallback = True
     # one piece per digit
     c.tokenizer.split_digits = True
+    # unigram, bpe: no piece mixes kanji, hiragana and katakana; off: pieces are longer
+    c.tokenizer.split_scripts = True
     # identity; nfkc, but for what Japanese text needs (compiled into the model)
     c.tokenizer.normalization = "nfkc"
     # word: whitespace; mecab; sudachi
@@ -303,6 +334,18 @@ def get_config() -> ml_collections.ConfigDict:
     c.objective.name = "pretrain"
     # weight of logsumexp(logits)**2
     c.objective.z_loss = 0.0
+    # mlm, span_corruption: share of the tokens hidden
+    c.objective.noise_density = 0.15
+    # span_corruption: tokens per hidden span, on average
+    c.objective.mean_span = 3.0
+    # mlm: the mask token; -1 for a row added after the tokenizer's ids
+    c.objective.mask_id = -1
+    # span_corruption: id of the first sentinel, the others below; -1 for rows added
+    c.objective.first_sentinel = -1
+    # span_corruption: sentinels, so many spans in a document
+    c.objective.num_sentinels = 100
+    # span_corruption: ends a target; -1 for the tokenizer's eos
+    c.objective.end_id = -1
 
     # loop
     c.train = ml_collections.ConfigDict()

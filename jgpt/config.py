@@ -102,6 +102,10 @@ class ModelConfig:
     head_dim: int = setting(0, "0 for hidden_size / num_heads")
     intermediate_size: int = setting(688, "width F of the feed-forward layer")
     max_length: int = setting(2048, "longest sequence; rows of a learned position table")
+    encoder_layers: int = setting(
+        0, "encoder-decoder: blocks of the encoder that every decoder block attends to; 0 for none"
+    )
+    decoder_start_id: int = setting(0, "encoder-decoder: the token before the first (T5: pad)")
 
     attention: str = setting(
         "causal",
@@ -124,15 +128,16 @@ class ModelConfig:
 
     position: str = setting(
         "rope",
-        "rope; alibi; learned; sinusoidal; relative (T5 buckets); none",
-        ("rope", "alibi", "learned", "sinusoidal", "relative", "none"),
+        "rope; alibi; learned; sinusoidal; relative (T5 buckets); disentangled (DeBERTa); none",
+        ("rope", "alibi", "learned", "sinusoidal", "relative", "disentangled", "none"),
     )
     rope_theta: float = setting(10000.0, "base of the rotary frequencies")
     local_rope_theta: float = setting(0.0, "base in local layers; 0 for rope_theta")
     rope_fraction: float = setting(1.0, "share of each head that is rotated")
     rope_scaling: RopeScaling = setting(RopeScaling, "extension beyond the trained length")
-    relative_buckets: int = setting(32, "T5 buckets")
-    relative_max_distance: int = setting(128, "distance from which T5 buckets no longer grow")
+    relative_buckets: int = setting(32, "T5 buckets; disentangled: buckets to either side")
+    relative_max_distance: int = setting(128, "distance from which buckets no longer grow")
+    token_types: int = setting(0, "rows of a table of token types (BERT's segments); 0 for none")
 
     norm: str = setting("rmsnorm", "rmsnorm; layernorm", ("rmsnorm", "layernorm"))
     norm_placement: str = setting(
@@ -142,6 +147,11 @@ class ModelConfig:
     )
     norm_epsilon: float = setting(1e-5, "added to the variance")
     norm_unit_offset: bool = setting(False, "scale by 1 + weight (Gemma)")
+    norm_bias: bool = setting(True, "layernorm: has a bias")
+    embedding_norm: bool = setting(False, "normalise the embeddings (BERT)")
+    first_attention_norm: bool = setting(
+        True, "pre: norm before the first layer's attention (ModernBERT has none)"
+    )
     parallel_block: bool = setting(False, "attention and feed-forward side by side (GPT-NeoX)")
 
     ffn: str = setting("swiglu", "swiglu; geglu; gelu", ("swiglu", "geglu", "gelu"))
@@ -155,6 +165,24 @@ class ModelConfig:
     head_bias: bool = setting(False, "bias on the head's logits")
     embedding_scale: bool = setting(False, "multiply embeddings by sqrt(hidden_size)")
     final_softcap: float = setting(0.0, "c * tanh(logits / c); 0 for none")
+    head_transform: bool = setting(
+        False, "dense, gelu and norm before the head (BERT); its bias as ffn_bias"
+    )
+
+    pooling: str = setting(
+        "none",
+        "one vector per row: none; cls (of the first token); mean (over all tokens)",
+        ("none", "cls", "mean"),
+    )
+    pooler: str = setting(
+        "none",
+        "then a dense map and: none (no map); tanh (BERT); gelu (DeBERTa); gelu_norm (ModernBERT)",
+        ("none", "tanh", "gelu", "gelu_norm"),
+    )
+    num_labels: int = setting(0, "outputs of a task head; 0 for none; 1 for regression")
+    label_level: str = setting(
+        "sequence", "the task head reads: sequence (what is pooled); token", ("sequence", "token")
+    )
 
     attention_dropout: float = setting(0.0, "on attention probabilities, in training")
     residual_dropout: float = setting(0.0, "on each block's two outputs, in training")
@@ -219,6 +247,44 @@ class ModelConfig:
         if self.mup_base_width < 0:
             raise ConfigError("model.mup_base_width must be 0 (off) or a width")
         self._check_moe()
+        self._check_encoder()
+
+    def _check_encoder(self):
+        if self.pooler != "none" and self.pooling == "none":
+            raise ConfigError(
+                f"model.pooler={self.pooler!r} has nothing to map; set model.pooling to 'cls' or "
+                "'mean'"
+            )
+        if self.num_labels and self.label_level == "sequence" and self.pooling == "none":
+            raise ConfigError(
+                f"model.num_labels is {self.num_labels} for whole sequences: set model.pooling to "
+                "'cls' or 'mean', or model.label_level to 'token'"
+            )
+        if not self.first_attention_norm and self.norm_placement != "pre":
+            raise ConfigError("model.first_attention_norm=False needs model.norm_placement='pre'")
+        if self.position == "disentangled" and self.attention != "bidirectional":
+            raise ConfigError(
+                "model.position='disentangled' looks at later tokens; set "
+                "model.attention='bidirectional'"
+            )
+        if self.position == "disentangled" and self.kv_heads != self.num_heads:
+            raise ConfigError(
+                "model.position='disentangled' has a key/value head per query head; set "
+                "model.num_kv_heads to 0"
+            )
+        if not self.encoder_layers:
+            return
+        for name, refused in (
+            ("attention", self.attention == "bidirectional"),
+            ("ffn_pattern", "moe" in self.ffn_pattern),
+            ("parallel_block", self.parallel_block),
+            ("first_attention_norm", not self.first_attention_norm),
+        ):
+            if refused:
+                raise ConfigError(
+                    f"model.{name}={getattr(self, name)!r} cannot be had in an encoder-decoder "
+                    "(model.encoder_layers above 0); change it or set model.encoder_layers to 0"
+                )
 
     def _check_moe(self):
         moe = self.moe
@@ -261,6 +327,13 @@ class ModelConfig:
         return self.moe.intermediate_size or self.intermediate_size
 
     @property
+    def encoder(self) -> "ModelConfig":
+        """The encoder's own config in an encoder-decoder: the same but for depth and mask."""
+        return dataclasses.replace(
+            self, num_layers=self.encoder_layers, encoder_layers=0, attention="bidirectional"
+        )
+
+    @property
     def period(self) -> int:
         """Layers after which the pattern of attention and feed-forward kinds repeats."""
         return math.lcm(len(self.attention_pattern), len(self.ffn_pattern))
@@ -270,6 +343,22 @@ class ModelConfig:
         attention = self.attention_pattern[index % len(self.attention_pattern)]
         ffn = self.ffn_pattern[index % len(self.ffn_pattern)]
         return attention, "dense" if index < self.num_leading_dense else ffn
+
+
+@dataclass(frozen=True)
+class InitConfig:
+    """Weights to start from; random ones where nothing is named."""
+
+    hf_folder: str = setting(
+        "", "a Hugging Face model folder; model section and tokenizer are taken from it"
+    )
+    workdir: str = setting(
+        "", "a run, whose newest weights, model section and tokenizer are taken; a new run begins"
+    )
+
+    def __post_init__(self):
+        if self.hf_folder and self.workdir:
+            raise ConfigError("init.hf_folder and init.workdir are both set; choose one")
 
 
 @dataclass(frozen=True)
@@ -286,6 +375,9 @@ class TokenizerConfig:
     character_coverage: float = setting(0.9995, "share of characters that get a piece of their own")
     byte_fallback: bool = setting(True, "spell what has no piece as UTF-8 bytes")
     split_digits: bool = setting(True, "one piece per digit")
+    split_scripts: bool = setting(
+        True, "no piece holds Japanese and punctuation or Latin; off: longer pieces, as in です。"
+    )
     normalization: str = setting(
         "nfkc",
         "identity; nfkc, but for what Japanese text needs (compiled into the model)",
@@ -403,6 +495,31 @@ class ObjectiveConfig:
 
     name: str = setting("pretrain", "a name from objectives.OBJECTIVES")
     z_loss: float = setting(0.0, "weight of logsumexp(logits)**2")
+    noise_density: float = setting(0.15, "mlm, span_corruption: share of the tokens hidden")
+    mean_span: float = setting(3.0, "span_corruption: tokens per hidden span, on average")
+    mask_id: int = setting(-1, "mlm: the mask token; -1 for a row added after the tokenizer's ids")
+    first_sentinel: int = setting(
+        -1, "span_corruption: id of the first sentinel, the others below; -1 for rows added"
+    )
+    num_sentinels: int = setting(100, "span_corruption: sentinels, so many spans in a document")
+    end_id: int = setting(-1, "span_corruption: ends a target; -1 for the tokenizer's eos")
+
+    def __post_init__(self):
+        if not 0 < self.noise_density < 1:
+            raise ConfigError(
+                f"objective.noise_density is {self.noise_density}; it must lie between 0 and 1"
+            )
+        if self.mean_span < 1:
+            raise ConfigError(f"objective.mean_span is {self.mean_span}; it must be at least 1")
+
+    @property
+    def added_ids(self) -> int:
+        """Ids that the objective needs beside the tokenizer's."""
+        if self.name == "mlm":
+            return 1 if self.mask_id < 0 else 0
+        if self.name == "span_corruption":
+            return self.num_sentinels if self.first_sentinel < 0 else 0
+        return 0
 
 
 @dataclass(frozen=True)
@@ -480,6 +597,7 @@ class Config:
 
     name: str = setting("default", "of the run; the workdir is runs/NAME unless --workdir is given")
     model: ModelConfig = setting(ModelConfig, "architecture")
+    init: InitConfig = setting(InitConfig, "weights to start from")
     tokenizer: TokenizerConfig = setting(TokenizerConfig, "text to token ids")
     data: DataConfig = setting(DataConfig, "corpus and batches")
     optimizer: OptimizerConfig = setting(OptimizerConfig, "update rule")
@@ -499,6 +617,34 @@ class Config:
             raise ConfigError(
                 f"data.sequence_length ({self.data.sequence_length}) is longer than the learned "
                 f"position table; raise model.max_length ({self.model.max_length})"
+            )
+        self._check_objective()
+
+    def _check_objective(self):
+        model, name = self.model, self.objective.name
+        if name == "mlm" and model.attention != "bidirectional":
+            raise ConfigError(
+                "objective.name='mlm' predicts from both sides: set model.attention to "
+                "'bidirectional'"
+            )
+        if name == "span_corruption" and not model.encoder_layers:
+            raise ConfigError(
+                "objective.name='span_corruption' needs an encoder-decoder: set "
+                "model.encoder_layers above 0"
+            )
+        if name == "pretrain" and (model.attention == "bidirectional" or model.encoder_layers):
+            kind, other = ("an encoder-decoder", "span_corruption")
+            if model.attention == "bidirectional":
+                kind, other = ("a bidirectional model", "mlm")
+            raise ConfigError(
+                f"objective.name='pretrain' predicts the next token, which {kind} cannot be "
+                f"trained on; set it to {other!r}"
+            )
+        silent = model.attention == "bidirectional" or model.encoder_layers > 0
+        if silent and (self.sample.final_samples or self.train.sample_every):
+            raise ConfigError(
+                "this model continues no prompts: set sample.final_samples and train.sample_every "
+                "to 0"
             )
 
 

@@ -37,6 +37,9 @@ RULES: dict[str, tuple[str, ...]] = {
     "positions": (),
     "buckets": (),
     "head_count": (),
+    "token_types": (),
+    "pooled": (),
+    "labels": (),
 }
 """Logical axis -> the mesh axes that cut it, in order; () is replicated."""
 

@@ -20,6 +20,16 @@ from jgpt.typing import Array, Bias, Mask, static
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class Relative:
+    """Distances between tokens as vectors, shared by all layers (DeBERTa)."""
+
+    embeddings: Float[Array, "buckets D"]
+    buckets: Int[Array, "B S S"]
+    """Row of `embeddings` for query index and key index; B may be 1."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Context:
     """What all layers of one forward pass share; computed once."""
 
@@ -33,6 +43,12 @@ class Context:
     """False at padding; None when there is none."""
     fresh: bool = static(default=False)
     """The cache, if there is one, is empty."""
+    source: Float[Array, "B T D"] | None = None
+    """What a decoder attends to; None in other models, and where the cache has its keys."""
+    cross_mask: Mask | None = None
+    """Which source tokens each token sees."""
+    relative: Relative | None = None
+    """Embeddings of distances, of disentangled attention."""
 
 
 class KeyValue(nn.Module):
@@ -49,6 +65,32 @@ def attention_scale(config: ModelConfig) -> float:
     """What scores are multiplied by: `attention_scale / sqrt(d)`; with muP, over d instead."""
     d = config.size_of_head
     return config.attention_scale / (d if config.mup_base_width else d**0.5)
+
+
+def head_projection(config: ModelConfig, count: int, axis: str, name: str | None = None) -> Linear:
+    """From the stream to `count` heads side by side, their logical axis being `axis`."""
+    return Linear(
+        count * config.size_of_head,
+        ("embed", axis),
+        config.attention_bias,
+        hidden_std(config),
+        config.dtype,
+        config.param_dtype,
+        name=name,
+    )
+
+
+def output_projection(config: ModelConfig, name: str | None = None) -> Linear:
+    """From all heads side by side back to the stream."""
+    return Linear(
+        config.hidden_size,
+        ("heads", "embed"),
+        config.attention_output_bias,
+        hidden_std(config, residual=True),
+        config.dtype,
+        config.param_dtype,
+        name=name,
+    )
 
 
 class Attention(nn.Module):
@@ -100,15 +142,7 @@ class Attention(nn.Module):
             dropout_key=dropout_key,
             backend=c.attention_backend,
         )
-        output = Linear(
-            c.hidden_size,
-            ("heads", "embed"),
-            c.attention_output_bias,
-            hidden_std(c, residual=True),
-            c.dtype,
-            c.param_dtype,
-            name="output",
-        )
+        output = output_projection(c, name="output")
         return output(y.reshape(*x.shape[:-1], -1)), cache
 
     def _project(self, x: Float[Array, "B S D"], context: Context) -> tuple[Array, Array, Array]:
@@ -116,15 +150,7 @@ class Attention(nn.Module):
         c = self.config
 
         def heads(name: str, count: int, axis: str) -> Array:
-            linear = Linear(
-                count * c.size_of_head,
-                ("embed", axis),
-                c.attention_bias,
-                hidden_std(c),
-                c.dtype,
-                c.param_dtype,
-                name=name,
-            )
+            linear = head_projection(c, count, axis, name=name)
             return linear(x).reshape(*x.shape[:-1], count, c.size_of_head)
 
         q = heads("query", c.num_heads, "heads")

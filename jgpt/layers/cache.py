@@ -5,6 +5,7 @@ sequence; a local one no more than its window, and a new token overwrites the on
 the window.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 import jax
@@ -24,6 +25,8 @@ class KVCache:
     v: Float[Array, "B C K d"]
     positions: Int[Array, "B C"]
     """int32; -1 marks an empty slot."""
+    source: tuple[Float[Array, "B T K d"], Float[Array, "B T K d"]] | None = None
+    """Keys and values of an encoder-decoder's source; made in the first call, read in the rest."""
 
 
 @jax.tree_util.register_dataclass
@@ -35,6 +38,8 @@ class Cache:
     length: Int[Array, "B"]
     fresh: bool = static(default=False)
     """Known to be empty: the next call need not look into it (a prefill attends to itself)."""
+    source_segment_ids: Int[Array, "B T"] | None = None
+    """Of an encoder-decoder's source; 0 is padding, None before the first call."""
 
 
 def init_cache(
@@ -89,7 +94,9 @@ def update(
     def put(old: Array, new: Array) -> Array:
         return old.at[rows, index].set(new.astype(old.dtype), mode="drop")
 
-    return KVCache(put(cache.k, k), put(cache.v, v), put(cache.positions, positions))
+    return dataclasses.replace(
+        cache, k=put(cache.k, k), v=put(cache.v, v), positions=put(cache.positions, positions)
+    )
 
 
 def valid_positions(

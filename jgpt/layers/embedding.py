@@ -32,6 +32,21 @@ def scale_embeddings(config: ModelConfig, x: Float[Array, "B S D"]) -> Float[Arr
     return x * jnp.asarray(math.sqrt(config.hidden_size), x.dtype)
 
 
+class TokenTypes(nn.Module):
+    """Rows of `table` [token types, D] by what kind of token it is (Devlin et al. 2019)."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, types: Int[Array, "B S"]) -> Float[Array, "B S D"]:
+        c = self.config
+        shape = (c.token_types, c.hidden_size)
+        table = self.param(
+            "table", normal(c.init_std, "token_types", "embed"), shape, c.param_dtype
+        )
+        return jnp.take(table, types, axis=0, mode="clip").astype(c.dtype)
+
+
 class Head(nn.Module):
     """The output matrix and bias of an untied head; the product is left to the kernels.
 

@@ -19,7 +19,10 @@ def rms_norm(
 
 
 def layer_norm(
-    x: Float[Array, "... D"], scale: Float[Array, "D"], bias: Float[Array, "D"], epsilon: float
+    x: Float[Array, "... D"],
+    scale: Float[Array, "D"],
+    bias: Float[Array, "D"] | float,
+    epsilon: float,
 ) -> Float[Array, "... D"]:
     """`(x - mean) / sqrt(variance + epsilon) * scale + bias` in float32 (Ba et al. 2016)."""
     x = x.astype(jnp.float32)
@@ -30,8 +33,9 @@ def layer_norm(
 class Norm(nn.Module):
     """The norm that `config.norm` names; the result has `config.dtype`.
 
-    Parameters: `scale` [D], and `bias` [D] of a LayerNorm. With `norm_unit_offset` the scale is
-    stored minus one (Gemma), so that it starts at 0 and weight decay pulls it to the identity.
+    Parameters: `scale` [D], and `bias` [D] of a LayerNorm with `norm_bias`. With `norm_unit_offset`
+    the scale is stored minus one (Gemma), so that it starts at 0 and weight decay pulls it to the
+    identity.
     """
 
     config: ModelConfig
@@ -46,6 +50,9 @@ class Norm(nn.Module):
         if c.norm == "rmsnorm":
             y = rms_norm(x, scale, c.norm_epsilon)
         else:
-            bias = self.param("bias", zeros("norm"), x.shape[-1:], c.param_dtype)
-            y = layer_norm(x, scale, bias.astype(jnp.float32), c.norm_epsilon)
+            bias = 0.0
+            if c.norm_bias:
+                bias = self.param("bias", zeros("norm"), x.shape[-1:], c.param_dtype)
+                bias = bias.astype(jnp.float32)
+            y = layer_norm(x, scale, bias, c.norm_epsilon)
         return y.astype(c.dtype)

@@ -12,10 +12,10 @@ from jgpt.kernels.cross_entropy import cross_entropy, token_logps
 from jgpt.kernels.matmul import matmul
 from jgpt.layers.cache import Cache
 from jgpt.models.layout import is_scanned, restack
-from jgpt.models.transformer import Aux, Transformer
+from jgpt.models.transformer import Aux, Tokens, Transformer
 from jgpt.typing import Array, Batch
 
-OUTPUTS = ("logits", "hidden", "token_logps", "cross_entropy")
+OUTPUTS = ("logits", "hidden", "token_logps", "cross_entropy", "pooled", "labels")
 
 
 def apply(
@@ -36,18 +36,22 @@ def apply(
             to the modules.
         batch: `inputs` [B, S] int32; optional `segment_ids` (0 is padding; all one document by
             default), `positions` (0, 1, ...; with a cache, on from its length), `prefix_lengths`
-            [B] for attention='prefix'. With a cache a row is one document, padded on the right.
+            [B] for attention='prefix', `token_types` (0). With a cache a row is one document,
+            padded on the right. An encoder-decoder reads its source from `encoder_inputs` [B, T]
+            and the optional `encoder_segment_ids` and `encoder_positions`; a document attends to
+            the source of the same id. Once a cache has seen the source, it is not needed again.
         output: `logits` [B,S,V] float32; `hidden` [B,S,D], after the final norm; `token_logps`
             [B,S] float32 of `batch["targets"]`; `cross_entropy`: a `CrossEntropy` of the targets
-            weighted by `batch["loss_weights"]`.
+            weighted by `batch["loss_weights"]`; `pooled` [B,D] and `labels` [B,labels] or
+            [B,S,labels] float32, as `config.pooling`, `pooler`, `num_labels`, `label_level` say.
         key: given in training, where it drives dropout and router jitter.
         cache: from `init_cache` or an earlier call; the updated one is in `Aux`. Decoding runs
             unrolled: hand over unrolled parameters (`restack`) to save a copy per call.
         z_loss: weight of logsumexp(logits)**2 in `CrossEntropy.total`.
 
     Raises:
-        ConfigError: an unknown output, a missing `prefix_lengths`, rows longer than a learned
-            position table.
+        ConfigError: an unknown output, one that the config has no head for, a missing
+            `prefix_lengths` or `encoder_inputs`, rows longer than a learned position table.
     """
     _check(config, batch, output, cache)
     params = variables["params"]
@@ -55,19 +59,23 @@ def apply(
         params = restack(params, config, scan=False)
     config = dataclasses.replace(config, scan_layers="on" if is_scanned(params) else "off")
     collections = {k: v for k, v in variables.items() if k not in ("params", "selection_bias")}
-    tokens = batch["inputs"]
     hidden, (kernel, bias), aux = Transformer(config).apply(
         {"params": params, **collections},
-        tokens,
-        _positions(batch, cache),
-        batch.get("segment_ids"),
+        Tokens(
+            batch["inputs"],
+            _positions(batch, cache),
+            batch.get("segment_ids"),
+            batch.get("token_types"),
+        ),
+        _source(batch) if config.encoder_layers else None,
         batch.get("prefix_lengths"),
         cache,
         variables.get("selection_bias") if config.moe.selection_bias else None,
         key,
+        output,
         rngs={} if key is None else {"jitter": jax.random.fold_in(key, 0x6A697474)},
     )
-    if output == "hidden":
+    if output in ("hidden", "pooled", "labels"):
         return hidden, aux
     if config.mup_base_width:
         hidden = hidden * (config.mup_base_width / config.hidden_size)
@@ -101,12 +109,29 @@ def _check(config: ModelConfig, batch: Batch, output: str, cache: Cache | None):
         raise ConfigError("model.attention='prefix' needs batch['prefix_lengths'] [B]")
     if config.attention == "bidirectional" and cache is not None:
         raise ConfigError("model.attention='bidirectional' has no cache")
+    if output == "pooled" and config.pooling == "none":
+        raise ConfigError("output 'pooled' needs model.pooling='cls' or 'mean'")
+    if output == "labels" and not config.num_labels:
+        raise ConfigError("output 'labels' needs model.num_labels above 0")
+    known = cache is not None and cache.layers[0].source is not None
+    if config.encoder_layers and not known and "encoder_inputs" not in batch:
+        raise ConfigError("an encoder-decoder needs its source: batch['encoder_inputs'] [B, T]")
     length = batch["inputs"].shape[1]
     if config.position == "learned" and length > config.max_length:
         raise ConfigError(
             f"rows of {length} tokens are longer than the learned position table; raise "
             f"model.max_length ({config.max_length})"
         )
+
+
+def _source(batch: Batch) -> Tokens | None:
+    if "encoder_inputs" not in batch:
+        return None
+    ids = batch["encoder_inputs"]
+    positions = batch.get("encoder_positions")
+    if positions is None:
+        positions = jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32), ids.shape)
+    return Tokens(ids, positions, batch.get("encoder_segment_ids"))
 
 
 def _positions(batch: Batch, cache: Cache | None) -> Array:

@@ -1,9 +1,10 @@
 """How layers are laid out in the parameter tree: one by one, or stacked by periods for a scan.
 
-Unrolled, layer i is `layers_{i}`. Scanned, the layers after the leading dense ones are cut into
+Unrolled, layer i is `layers_{i}`. Scanned, the layers after the first that differ are cut into
 periods of the layer pattern; the j-th layer of every period is stacked along a new first axis under
 `layers/block_{j}`, and what is left over at either end stays `layers_{i}`. The weights are the
-same; `restack` turns one form into the other.
+same; `restack` turns one form into the other. An encoder-decoder's encoder is laid out likewise
+under `encoder/`.
 """
 
 import dataclasses
@@ -36,7 +37,7 @@ class Layout:
 
 def layout(config: ModelConfig) -> Layout:
     """What a scan of this model runs over, whether or not it is switched on."""
-    first = config.num_leading_dense
+    first = max(config.num_leading_dense, 0 if config.first_attention_norm else 1)
     return Layout(first, config.period, (config.num_layers - first) // config.period)
 
 
@@ -68,6 +69,8 @@ def restack(params: PyTree, config: ModelConfig, scan: bool) -> PyTree:
 
     Works on any tree laid out like the parameters (gradients, moments of an optimizer).
     """
+    if config.encoder_layers:
+        params = params | {"encoder": restack(params["encoder"], config.encoder, scan)}
     where = layout(config)
     if scan == is_scanned(params) or not where.periods:
         return params

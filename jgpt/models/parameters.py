@@ -13,7 +13,7 @@ import numpy as np
 from jgpt.config import ConfigError, ModelConfig
 from jgpt.layers.initialization import Initializer, Parameter
 from jgpt.models.layout import is_scanned, layout, resolve_scan, restack
-from jgpt.models.transformer import Transformer
+from jgpt.models.transformer import Tokens, Transformer
 from jgpt.trees import map_with_path, path_string
 from jgpt.typing import Array, PyTree
 
@@ -30,7 +30,8 @@ def _boxes(config: ModelConfig) -> PyTree:
     form = "on" if _scan(config) or layout(config).periods > 3 else "off"
     traced = dataclasses.replace(config, scan_layers=form, remat="none")
     row = jnp.zeros((1, 1), jnp.int32)
-    boxes = jax.eval_shape(lambda: Transformer(traced).init(jax.random.key(0), row, row)["params"])
+    rows = [Tokens(row, row)] * (2 if config.encoder_layers else 1)
+    boxes = jax.eval_shape(lambda: Transformer(traced).init(jax.random.key(0), *rows)["params"])
     return boxes if _scan(config) else _unrolled(boxes, config)
 
 
@@ -39,6 +40,8 @@ def _scan(config: ModelConfig) -> bool:
 
 
 def _unrolled(boxes: PyTree, config: ModelConfig) -> PyTree:
+    if config.encoder_layers:
+        boxes = {**boxes, "encoder": _unrolled(boxes["encoder"], config.encoder)}
     where = layout(config)
     if not is_scanned(boxes):
         return boxes
@@ -110,6 +113,7 @@ def learning_rate_scales(config: ModelConfig, params: PyTree) -> PyTree:
     ratio = config.mup_base_width / config.hidden_size if config.mup_base_width else 1.0
 
     def scale(path: str, _: Array) -> float:
-        return ratio if path.startswith("layers") and path.endswith("/kernel") else 1.0
+        hidden = path.removeprefix("encoder/").startswith("layers")
+        return ratio if hidden and path.endswith("/kernel") else 1.0
 
     return map_with_path(scale, params)

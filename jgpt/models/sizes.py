@@ -26,8 +26,10 @@ def flops_per_token(config: ModelConfig, sequence_length: int) -> float:
 
     6 times the weights of the matrices it is multiplied with (the head's included, tied or not,
     the embedding's not), plus 12 * H * d times the keys that a query sees on average, per layer:
-    S, half of it where attention is causal, in local layers at most the window. Divided by the
-    device's peak this is MFU; PaLM's convention (Chowdhery et al. 2022, appendix B) does not halve.
+    S, half of it where attention is causal, in local layers at most the window; in an
+    encoder-decoder a token is one of the target and one of the source, each side S long. Divided by
+    the device's peak this is MFU; PaLM's convention (Chowdhery et al. 2022, appendix B) does not
+    halve.
     """
     matrices = sum(
         math.prod(leaf.shape)
@@ -38,6 +40,8 @@ def flops_per_token(config: ModelConfig, sequence_length: int) -> float:
         matrices += config.vocab_size * config.hidden_size
     matrices -= _idle_expert_weights(config)
     keys = 0.0
+    if config.encoder_layers:
+        keys = float((config.encoder_layers + config.num_layers) * sequence_length)
     for index in range(config.num_layers):
         seen = sequence_length / (1 if config.attention == "bidirectional" else 2)
         if config.layer_kind(index)[0] == "local":

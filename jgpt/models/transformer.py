@@ -1,29 +1,24 @@
-"""The decoder as one Flax module: tokens to hidden states, layer by layer or scanned."""
+"""A whole model as one Flax module: tokens to hidden states, and what is read from those."""
 
 from dataclasses import dataclass
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from jgpt.config import ModelConfig
+from jgpt.layers import heads
 from jgpt.layers.attention import Context
 from jgpt.layers.cache import Cache, KVCache
-from jgpt.layers.embedding import Embed, Head, scale_embeddings
+from jgpt.layers.cross_attention import Source
+from jgpt.layers.embedding import Embed, Head, TokenTypes, scale_embeddings
 from jgpt.layers.norm import Norm
-from jgpt.layers.positions import (
-    LearnedPositions,
-    RelativeTable,
-    alibi_slopes,
-    layer_rotary,
-    sinusoids,
-)
+from jgpt.layers.positions import LearnedPositions, sinusoids
 from jgpt.layers.residual import dropout
-from jgpt.models.block import STREAM_AXES, Block
-from jgpt.models.layout import layout, moe_layers
-from jgpt.typing import AlibiBias, Array, Bias, Mask, RelativeBias, RouterStats
+from jgpt.models.block import STREAM_AXES
+from jgpt.models.stack import Stack, layer_key, stack_stats
+from jgpt.typing import Array, RouterStats
 
 
 @jax.tree_util.register_dataclass
@@ -37,226 +32,138 @@ class Aux:
     """The updated cache, where one was given."""
 
 
-class Transformer(nn.Module):
-    """A decoder. `config.scan_layers` must be resolved to on or off (`layout.resolve_scan`)."""
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Tokens:
+    """Rows of token ids with what is known of each token."""
 
-    config: ModelConfig
+    ids: Int[Array, "B S"]
+    positions: Int[Array, "B S"]
+    segment_ids: Int[Array, "B S"] | None = None
+    """0 is padding; None when every token counts and belongs to one document."""
+    types: Int[Array, "B S"] | None = None
+    """Rows of the table of token types; None for type 0."""
+
+
+class Encoder(Stack):
+    """The encoder of an encoder-decoder, after the embedding that both share."""
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B T D"], tokens: Tokens, key: Array | None = None
+    ) -> Float[Array, "B T D"]:
+        """Hidden states after the encoder's own final norm."""
+        context = self.context(tokens.positions, tokens.segment_ids)
+        x, _, _ = self.layers(x, context, None, None, key)
+        return final_norm(self.config, x)
+
+
+class Transformer(Stack):
+    """A decoder, an encoder (`attention='bidirectional'`), or a decoder with an encoder before it.
+
+    `config.scan_layers` must be resolved to on or off (`layout.resolve_scan`).
+    """
 
     @nn.compact
     def __call__(
         self,
-        tokens: Int[Array, "B S"],
-        positions: Int[Array, "B S"],
-        segment_ids: Int[Array, "B S"] | None = None,
+        tokens: Tokens,
+        source: Tokens | None = None,
         prefix_lengths: Int[Array, "B"] | None = None,
         cache: Cache | None = None,
         selection_bias: Float[Array, "L E"] | None = None,
         key: Array | None = None,
-    ) -> tuple[Float[Array, "B S D"], tuple[Array, Array | None], Aux]:
-        """Hidden states after the final norm, the head's (kernel [D,V], bias [V] or None), `Aux`.
+        output: str = "logits",
+    ) -> tuple[Array, tuple[Array, Array | None], Aux]:
+        """What `output` is made of, the head's (kernel [D,V], bias [V] or None), and `Aux`.
 
         Args:
-            segment_ids: 0 is padding; None when every token counts and belongs to one document.
+            source: of an encoder-decoder; not needed where the cache has its keys.
             selection_bias: a row per mixture-of-experts layer.
             key: given in training; drives dropout.
+            output: `hidden` [B,S,D] after the final norm; `pooled` [B,D]; `labels` [B,labels] or
+                [B,S,labels] float32; anything else: what the head multiplies, [B,S,D].
         """
         c = self.config
         embed = Embed(c, name="embedding")
-        x = self._embed(embed, tokens, positions, key)
-        context = self._context(positions, segment_ids, prefix_lengths, cache)
-        x, layer_caches, stats = self._layers(x, context, cache, selection_bias, key)
-        if c.norm_placement != "post":
-            x = Norm(c, name="final_norm")(x)
-        x = nn.with_logical_constraint(x, STREAM_AXES)
+        encoded = self._encode(embed, source, cache, key)
+        x = self._embed(embed, tokens, key)
+        context = self.context(tokens.positions, tokens.segment_ids, prefix_lengths, cache, encoded)
+        x, layer_caches, stats = self.layers(x, context, cache, selection_bias, key)
+        x = nn.with_logical_constraint(final_norm(c, x), STREAM_AXES)
         head = Head(c, name="head")(embed.table)
-        return x, head, Aux(_stack_stats(stats), _next_cache(cache, layer_caches, context))
+        aux = Aux(stack_stats(stats), _next_cache(cache, layer_caches, context, encoded))
+        return self._read(x, context.token_mask, output), head, aux
 
-    def _embed(self, embed: Embed, tokens: Array, positions: Array, key: Array | None) -> Array:
+    def _encode(
+        self, embed: Embed, source: Tokens | None, cache: Cache | None, key: Array | None
+    ) -> Source | None:
         c = self.config
-        x = scale_embeddings(c, embed(tokens))
+        if not c.encoder_layers:
+            return None
+        if source is None:
+            return Source(None, cache.source_segment_ids)
+        key = None if key is None else jax.random.fold_in(key, 0x656E63)
+        x = dropout(scale_embeddings(c, embed(source.ids)), c.embedding_dropout, layer_key(key, -1))
+        return Source(Encoder(c.encoder, name="encoder")(x, source, key), source.segment_ids)
+
+    def _embed(self, embed: Embed, tokens: Tokens, key: Array | None) -> Array:
+        c = self.config
+        x = scale_embeddings(c, embed(tokens.ids))
         if c.position == "learned":
-            x = x + LearnedPositions(c, name="position")(positions)
+            x = x + LearnedPositions(c, name="position")(tokens.positions)
         elif c.position == "sinusoidal":
-            x = x + sinusoids(positions, c.hidden_size).astype(x.dtype)
+            x = x + sinusoids(tokens.positions, c.hidden_size).astype(x.dtype)
+        if c.token_types:
+            types = jnp.zeros_like(tokens.ids) if tokens.types is None else tokens.types
+            x = x + TokenTypes(c, name="token_type")(types)
+        if c.embedding_norm:
+            x = Norm(c, name="embedding_norm")(x)
         return dropout(x, c.embedding_dropout, layer_key(key, -1))
 
-    def _context(
-        self,
-        positions: Array,
-        segment_ids: Array | None,
-        prefix_lengths: Array | None,
-        cache: Cache | None,
-    ) -> Context:
+    def _read(self, hidden: Array, token_mask: Array | None, output: str) -> Array:
+        """What `output` asks for; while parameters are made, every reader that the config has."""
         c = self.config
-        kinds = sorted(set(c.attention_pattern))
-        rotary = {}
-        if c.position == "rope":
-            rotary = {kind: layer_rotary(c, kind, positions) for kind in kinds}
-        return Context(
-            masks={kind: layer_mask(c, kind, segment_ids, prefix_lengths) for kind in kinds},
-            rotary=rotary,
-            bias=self._bias(),
-            positions=positions,
-            token_mask=None if segment_ids is None else segment_ids != 0,
-            fresh=cache is not None and cache.fresh,
-        )
 
-    def _bias(self) -> Bias | None:
-        c = self.config
-        if c.position == "alibi":
-            return AlibiBias(jnp.asarray(alibi_slopes(c.num_heads)))
-        if c.position == "relative":
-            table = RelativeTable(c, name="relative_bias")()
-            return RelativeBias(table, c.attention != "causal", c.relative_max_distance)
-        return None
+        def logits() -> Array:
+            return heads.head_transform(c)(hidden) if c.head_transform else hidden
 
-    def _layers(
-        self,
-        x: Array,
-        context: Context,
-        cache: Cache | None,
-        selection_bias: Array | None,
-        key: Array | None,
-    ) -> tuple[Array, list[KVCache | None], list[RouterStats]]:
-        """The stream after all layers; caches and router figures in layer order."""
-        c = self.config
-        where = layout(c)
-        scan = c.scan_layers == "on" and cache is None and where.periods > 0
-        rows = {layer: row for row, layer in enumerate(moe_layers(c))}
-        caches: list[KVCache | None] = []
-        stats: list[RouterStats] = []
-        index = 0
-        while index < c.num_layers:
-            if scan and index == where.first:
-                x, scanned = self._scan(x, context, selection_bias, key)
-                stats.extend(scanned)
-                index = where.stop
-                continue
-            bias = None
-            if selection_bias is not None and index in rows:
-                bias = selection_bias[rows[index]]
-            block = rematerialised(Block, c)(c, *c.layer_kind(index), name=f"layers_{index}")
-            layer_cache = None if cache is None else cache.layers[index]
-            x, layer_cache, router = block(x, context, layer_cache, bias, layer_key(key, index))
-            caches.append(layer_cache)
-            if router is not None:
-                stats.append(router)
-            index += 1
-        return x, caches, stats
+        def pooled() -> Array:
+            x = heads.pool(c.pooling, hidden, token_mask)
+            return x if c.pooler == "none" else heads.pooler(c)(x)
 
-    def _scan(
-        self, x: Array, context: Context, selection_bias: Array | None, key: Array | None
-    ) -> tuple[Array, list[RouterStats]]:
-        """All whole periods; router figures in layer order."""
-        c = self.config
-        where = layout(c)
-        rows = {layer: row for row, layer in enumerate(moe_layers(c))}
-        grid = [[where.layer(p, j) for j in range(where.period)] for p in range(where.periods)]
-        moe = [j for j in range(where.period) if grid[0][j] in rows]
-        biases = None
-        if selection_bias is not None and moe:
-            chosen = [[rows[layers[j]] for j in moe] for layers in grid]
-            biases = selection_bias[np.asarray(chosen)]
-        keys = None
-        if key is not None:
-            keys = jax.vmap(jax.vmap(lambda i: layer_key(key, i)))(np.asarray(grid))
-        scanned = nn.scan(
-            Period,
-            variable_axes={True: 0},
-            split_rngs={True: True},
-            in_axes=(nn.broadcast, 0, 0),
-            length=where.periods,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )
-        kinds = tuple(c.layer_kind(layer) for layer in grid[0])
-        x, stacked = scanned(c, kinds, name="layers")(x, context, biases, keys)
-        per_layer = [
-            jax.tree.map(lambda leaf, p=p: leaf[p], stacked[m])
-            for p in range(where.periods)
-            for m in range(len(moe))
-        ]
-        return x, per_layer
+        if self.is_initializing():
+            x = hidden if c.pooling == "none" else pooled()
+            if c.num_labels:
+                heads.classifier(c)(x)
+            return logits()
+        if output == "hidden":
+            return hidden
+        if output == "pooled":
+            return pooled()
+        if output == "labels":
+            return heads.classifier(c)(pooled() if c.label_level == "sequence" else hidden)
+        return logits()
 
 
-class Period(nn.Module):
-    """One period of the layer pattern, the body of a scan."""
-
-    config: ModelConfig
-    kinds: tuple[tuple[str, str], ...]
-
-    @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "B S D"],
-        context: Context,
-        selection_bias: Float[Array, "m E"] | None,
-        keys: Array | None,
-    ) -> tuple[Float[Array, "B S D"], list[RouterStats]]:
-        """The stream, and the router figures of the period's mixture-of-experts layers."""
-        stats: list[RouterStats] = []
-        for j, kinds in enumerate(self.kinds):
-            block = rematerialised(Block, self.config, in_scan=True)
-            bias = None
-            if kinds[1] == "moe" and selection_bias is not None:
-                bias = selection_bias[len(stats)]
-            key = None if keys is None else keys[j]
-            x, _, router = block(self.config, *kinds, name=f"block_{j}")(
-                x, context, None, bias, key
-            )
-            if router is not None:
-                stats.append(router)
-        return x, stats
-
-
-def rematerialised(block: type[nn.Module], config: ModelConfig, *, in_scan: bool = False):
-    """The block class as `config.remat` wants it recomputed in the backward pass."""
-    if config.remat == "none":
-        return block
-    policies = {
-        "full": None,
-        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    }
-    return nn.remat(block, policy=policies[config.remat], prevent_cse=not in_scan)
-
-
-def layer_key(key: Array | None, index: int | Array) -> Array | None:
-    """The key of layer `index`'s dropout (-1: the embedding's), the same scanned or unrolled."""
-    return None if key is None else jax.random.fold_in(key, index + 1)
-
-
-def layer_mask(
-    config: ModelConfig,
-    kind: str,
-    segment_ids: Array | None,
-    prefix_lengths: Array | None,
-) -> Mask:
-    """What a query of a `global` or `local` layer may see."""
-    sparse = config.block_sparse
-    blocks = kind == "global" and sparse.block_size > 0
-    return Mask(
-        causal=config.attention != "bidirectional",
-        window=config.window if kind == "local" else 0,
-        block_size=sparse.block_size if blocks else 0,
-        num_local_blocks=sparse.num_local_blocks if blocks else 0,
-        num_global_blocks=sparse.num_global_blocks if blocks else 0,
-        stride=sparse.stride if blocks else 0,
-        prefix_lengths=prefix_lengths,
-        q_segment_ids=segment_ids,
-        kv_segment_ids=segment_ids,
-    )
-
-
-def _stack_stats(stats: list[RouterStats]) -> RouterStats | None:
-    if not stats:
-        return None
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *stats)
+def final_norm(config: ModelConfig, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+    """The norm after the last layer; with post placement the layer ends in one."""
+    return x if config.norm_placement == "post" else Norm(config, name="final_norm")(x)
 
 
 def _next_cache(
-    cache: Cache | None, layers: list[KVCache | None], context: Context
+    cache: Cache | None,
+    layers: list[KVCache | None],
+    context: Context,
+    source: Source | None,
 ) -> Cache | None:
     if cache is None:
         return None
     mask: Bool[Array, "B S"] | None = context.token_mask
     new = context.positions.shape[1] if mask is None else jnp.sum(mask, axis=1, dtype=jnp.int32)
-    return Cache(tuple(layers), cache.length + new, fresh=False)
+    return Cache(
+        tuple(layers),
+        cache.length + new,
+        fresh=False,
+        source_segment_ids=None if source is None else source.segment_ids,
+    )

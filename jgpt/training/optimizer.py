@@ -3,7 +3,7 @@
 Every parameter belongs to one of four groups, by ordered rules over its path (`GROUPS`):
 
 - `matrix`: a linear map between hidden layers. Decayed; orthogonalised by Muon.
-- `head`: the map to the vocabulary. Decayed.
+- `head`: the map to the vocabulary or to labels. Decayed.
 - `embedding`: a table of rows. Not decayed: a row's gradient is zero while its token is absent, so
   decay would shrink the rows of rare tokens for no reason (OLMo 2, section 3.4.3).
 - `vector`: norms, biases, sinks, scales. Not decayed.
@@ -27,8 +27,8 @@ from jgpt.typing import Array, PyTree
 Schedule = Callable[[Array], Array]
 
 GROUPS: list[tuple[str, str]] = [
-    (r"^(embedding|position)/table$", "embedding"),
-    (r"^head/kernel$", "head"),
+    (r"^(embedding|position|token_type|relative_embedding)/table$", "embedding"),
+    (r"^(head|classifier)/kernel$", "head"),
     (r"(^|/)kernel$", "matrix"),
     (r"(^|/)relative_bias/table$", "vector"),
     (r"(^|/)(scale|bias|sinks)$", "vector"),

@@ -1,5 +1,7 @@
 """Weights of random `transformers` models as parameter trees, written out name by name."""
 
+import re
+
 import numpy as np
 
 LLAMA = {
@@ -81,9 +83,9 @@ def _find(path, leaf, arrays, names, fused):
 
 
 def _named(path, arrays, names):
-    head, *rest = path.split("/")
-    index = head.removeprefix("layers_") if head.startswith("layers_") else ""
-    generic = "/".join(["layers_{i}", *rest]) if index else path
+    found = re.search(r"(?<=layers_)\d+", path)
+    index = found.group() if found else ""
+    generic = path.replace(f"layers_{index}/", "layers_{i}/")
     if generic in names:
         return arrays[names[generic].format(i=index)]
     parent, last = generic.rsplit("/", 1)

@@ -194,12 +194,19 @@ MODELS = {
 
 def random_model(config):
     """Theirs, with every parameter random: biases and norms too."""
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config)
+    return random_weights(transformers.AutoModelForCausalLM.from_config(config))
+
+
+def random_weights(model):
+    """`model` with every parameter random, and without dropout."""
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
             if parameter.ndim == 1:
-                parameter.add_(0.3 * torch.randn_like(parameter))
+                parameter.add_(0.3 * noise)
+            else:
+                parameter.copy_(0.2 * noise)
     return model.eval()
 
 
