@@ -218,7 +218,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.tokenizer.byte_fallback = True
     # one piece per digit
     c.tokenizer.split_digits = True
-    # unigram, bpe: no piece mixes kanji, hiragana and katakana; off: pieces are longer
+    # no piece holds Japanese and punctuation or Latin; off: longer pieces, as in です。
     c.tokenizer.split_scripts = True
     # identity; nfkc, but for what Japanese text needs (compiled into the model)
     c.tokenizer.normalization = "nfkc"

@@ -46,7 +46,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         )
     train.add_argument("--vocab_size", type=int, default=default.vocab_size)
     train.add_argument("--character_coverage", type=float, default=default.character_coverage)
-    for name in ("byte_fallback", "split_digits"):
+    for name in ("byte_fallback", "split_digits", "split_scripts"):
         train.add_argument(
             f"--{name}", default=getattr(default, name), action=argparse.BooleanOptionalAction
         )

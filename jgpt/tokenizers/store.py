@@ -54,7 +54,14 @@ TRAINABLE_KINDS = (*_SENTENCEPIECE_KINDS, "word", "byte")
 _RELEVANT_FIELDS = {
     **dict.fromkeys(
         _SENTENCEPIECE_KINDS,
-        ("vocab_size", "character_coverage", "byte_fallback", "split_digits", "normalization"),
+        (
+            "vocab_size",
+            "character_coverage",
+            "byte_fallback",
+            "split_digits",
+            "split_scripts",
+            "normalization",
+        ),
     ),
     "word": ("vocab_size", "normalization", "word_segmenter"),
 }

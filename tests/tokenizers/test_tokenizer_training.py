@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import re
 
 import pytest
 from tokenizer_corpus import CONFIGS, sentences
@@ -50,12 +51,24 @@ def test_the_cache_is_not_found_for_other_settings_or_text(corpus, tmp_path):
         {"vocab_size": 390},
         {"character_coverage": 0.99},
         {"split_digits": False},
+        {"split_scripts": False},
         {"normalization": "identity"},
     ]
     for change in changes:
         tokenizers.train(dataclasses.replace(base, **change), corpus, str(tmp_path))
     tokenizers.train(base, [*corpus, "もう一文。"], str(tmp_path))
     assert len(list((tmp_path / "tokenizers").iterdir())) == len(changes) + 1
+
+
+def test_pieces_hold_punctuation_beside_letters_only_where_allowed(corpus, tmp_path):
+    def mixed(split_scripts):
+        config = dataclasses.replace(CONFIGS["unigram"], split_scripts=split_scripts)
+        tokenizer = tokenizers.train(config, corpus, str(tmp_path))
+        pieces = (tokenizer.decode([i]) for i in range(tokenizer.vocab_size))
+        return [piece for piece in pieces if re.search("[ぁ-ん][、。]|[、。][ぁ-ん]", piece)]
+
+    assert not mixed(True)
+    assert mixed(False)
 
 
 def test_settings_that_do_not_matter_share_a_cache(corpus, tmp_path, no_training):
