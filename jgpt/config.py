@@ -705,6 +705,11 @@ def from_config_dict(values: Any) -> Config:
     return _build(Config, values, "")
 
 
+def model_from_dict(values: Any) -> ModelConfig:
+    """A `ModelConfig` from a nested mapping, checked as `from_config_dict` checks its section."""
+    return _build(ModelConfig, values, "model")
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """Nested plain dict of any section; `from_config_dict(to_dict(c)) == c`."""
     return dataclasses.asdict(config)

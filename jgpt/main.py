@@ -7,6 +7,7 @@ to correct, said in one line on standard error; 128 + n stopped by signal n, sav
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -59,13 +60,16 @@ def train(config: Config) -> int:
     """Runs the training loop; returns the exit status."""
     # Imported late: the allocator must be told before JAX takes memory, and --help needs no JAX.
     from jgpt.data.records import DataError
+    from jgpt.interop.start import prepare
     from jgpt.training import loop
     from jgpt.training.signals import Stopped
     from jgpt.training.state_files import CheckpointError
 
     join_cluster()
+    workdir = WORKDIR.value or os.path.join("runs", config.name)
     try:
-        loop.run(config, WORKDIR.value or os.path.join("runs", config.name))
+        config, start = prepare(config, Path(workdir))
+        loop.run(config, workdir, start)
     except (ConfigError, DataError, CheckpointError, loop.TrainingError) as error:
         return refuse(error)
     except Stopped as stopped:

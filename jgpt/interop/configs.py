@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from jgpt.config import ConfigError, ModelConfig, MoEConfig, RopeScaling, from_config_dict, to_dict
+from jgpt.config import ConfigError, ModelConfig, MoEConfig, RopeScaling, model_from_dict, to_dict
 from jgpt.interop.description import Family, InteropError
 from jgpt.interop.families import FAMILIES
 
@@ -49,7 +49,7 @@ def read_config(family: Family, config: Mapping[str, Any]) -> ModelConfig:
     for row in family.settings:
         row.read(config, settings)
     try:
-        return from_config_dict({"model": settings}).model
+        return model_from_dict(settings)
     except ConfigError as error:
         raise InteropError(f"config.json of a {family.name} model: {error}") from error
 

@@ -16,6 +16,8 @@ RULES: list[tuple[str, str]] = [
     (r"^model\.moe\.(dispatch|capacity_factor|group_size|jitter)$", FREE),
     (r"^model\.moe\.(bias_update_rate|balance_coefficient|z_coefficient)$", FREE),
     (r"^model\.", FIXED),
+    # Weights that a run started from are in its checkpoints.
+    (r"^init\.", FREE),
     # A tokenizer is judged by its fingerprint, not by how it came about.
     (r"^tokenizer\.", FREE),
     # The position in the data only means something for the same stream of batches.

@@ -25,7 +25,7 @@ from jgpt.training import state as train_state
 from jgpt.training.evaluation import Evaluator
 from jgpt.training.metrics import Clock, JsonLines, TensorBoard, expert_load
 from jgpt.training.progress import Display
-from jgpt.training.setup import Run, placed, set_up
+from jgpt.training.setup import Run, Start, placed, set_up
 from jgpt.training.signals import Stopped, StopRequest
 from jgpt.training.state import TrainState
 from jgpt.training.workdir import Workdir, write_json
@@ -39,12 +39,13 @@ class TrainingError(RuntimeError):
     """Training cannot go on; the message says why and what to change."""
 
 
-def run(config: Config, workdir: str | Path) -> dict[str, Any]:
+def run(config: Config, workdir: str | Path, start: Start | None = None) -> dict[str, Any]:
     """Trains, or goes on training, and evaluates; everything it leaves is in `workdir`.
 
     Args:
         config: of the run.
         workdir: folder; made if need be.
+        start: where the first weights come from; None for random ones.
 
     Returns:
         The final figures, as in `final.json`.
@@ -57,7 +58,7 @@ def run(config: Config, workdir: str | Path) -> dict[str, Any]:
     files = Workdir(Path(workdir))
     files.open()
     with StopRequest() as stop, Display(config.train.steps, jax.process_index() == 0) as display:
-        parts = set_up(config, files)
+        parts = set_up(config, files, start)
         clock.add("setup", clock.total)
         with placed(parts.mesh):
             loop = Loop(parts, clock, display, stop)

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from jgpt import models, sharding
-from jgpt.config import Config, ConfigError, TokenizerConfig, to_dict
+from jgpt.config import Config, ConfigError, ModelConfig, TokenizerConfig, to_dict
 from jgpt.data import pipeline
 from jgpt.data.store import cache_folder
 from jgpt.evals.writing import Writer
@@ -32,6 +32,8 @@ from jgpt.training.workdir import Workdir, read_json, write_json
 from jgpt.typing import Batch
 
 VERSIONS_OF = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+Start = Callable[[ModelConfig, Any, jax.sharding.Sharding], dict[str, Any]]
+"""(model, a sharding per parameter, that of what is replicated) to the variables to start from."""
 FERTILITY_TEXTS = 200
 """The first documents of the corpus, on which the tokenizer's fertility is measured."""
 FERTILITY_FIGURES = ("tokens_per_character", "characters_per_token", "bytes_per_token", "unk_share")
@@ -107,8 +109,13 @@ def placed(mesh: jax.sharding.Mesh) -> Iterator[None]:
         yield
 
 
-def set_up(config: Config, files: Workdir) -> Run:
+def set_up(config: Config, files: Workdir, start: Start | None = None) -> Run:
     """Makes the parts of a run; nothing is computed on the devices yet.
+
+    Args:
+        config: of the run.
+        files: its workdir.
+        start: where its first weights come from; None for random ones.
 
     Raises:
         ConfigError, DataError, CheckpointError: one line that says what to change.
@@ -119,7 +126,7 @@ def set_up(config: Config, files: Workdir) -> Run:
     tokenizer = open_tokenizer(config, files, corpus)
     config = decide(config, tokenizer)
     checkpoints = Checkpoints(files.path, config.checkpoint, tokenizer.fingerprint)
-    init, abstract, train_step, eval_step = make_steps(config, mesh)
+    init, abstract, train_step, eval_step = make_steps(config, mesh, start)
     return Run(
         config=config,
         files=files,
@@ -192,9 +199,15 @@ def decide(config: Config, tokenizer: Tokenizer) -> Config:
 
 
 def make_steps(
-    config: Config, mesh: jax.sharding.Mesh
+    config: Config, mesh: jax.sharding.Mesh, start: Start | None = None
 ) -> tuple[Callable[[], TrainState], TrainState, Any, Any]:
-    """(a function that makes a fresh state, its abstract form, train step, eval step), sharded."""
+    """(a function that makes the first state, its abstract form, train step, eval step), sharded.
+
+    Args:
+        config: of the run, with what `decide` decides.
+        mesh: of the run.
+        start: where the first weights come from; None for random ones.
+    """
     model, objective = config.model, make_objective(config)
     apply = partial(models.apply, model)
     params = models.abstract_params(model)
@@ -205,29 +218,47 @@ def make_steps(
         models.learning_rate_scales(model, params),
     )
     biased = model.moe.selection_bias and models.num_moe_layers(model)
-    fresh = partial(
+    initial = partial(
         train_state.init_state,
-        partial(models.init, model),
-        optimizer,
-        jax.random.key(config.train.seed),
+        optimizer=optimizer,
+        key=jax.random.key(config.train.seed),
         ema=config.optimizer.ema_decay > 0,
         selection_bias_shape=(
             (models.num_moe_layers(model), model.moe.num_experts) if biased else None
         ),
     )
+    fresh = partial(initial, partial(models.init, model))
     shapes = jax.eval_shape(fresh)
     places = train_state.state_shardings(
         shapes,
         sharding.shardings(mesh, models.logical_axes(model), params),
         sharding.replicated(mesh),
     )
+    init = jax.jit(fresh, out_shardings=places)
+    if start is not None:
+        init = partial(_started, start, initial, model, places)
     step = make_train_step(objective, apply, optimizer, config)
     return (
-        jax.jit(fresh, out_shardings=places),
+        init,
         train_state.abstract_state(shapes, places),
         compile_step(step, places, sharding.batch_sharding(mesh)),
         jax.jit(make_eval_step(apply)),
     )
+
+
+def _started(
+    start: Start, initial: Callable[..., TrainState], model: ModelConfig, places: TrainState
+) -> TrainState:
+    """A fresh state around weights that are there; `places.step` is replicated."""
+    variables = start(model, places.params, places.step)
+
+    def around(params: Any) -> TrainState:
+        return initial(lambda key: params)
+
+    state = jax.jit(around, out_shardings=places, donate_argnums=0)(variables["params"])
+    if "selection_bias" in variables:
+        state = dataclasses.replace(state, selection_bias=variables["selection_bias"])
+    return state
 
 
 def facts(

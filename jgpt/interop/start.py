@@ -1,0 +1,154 @@
+"""Starting a run from weights that are there: `init.hf_folder` and `init.workdir`.
+
+`prepare` fills the config's model and tokenizer sections from them before the run is set up, and
+gives a function that puts the weights on the run's mesh once it is.
+"""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jgpt import models
+from jgpt.config import Config, ConfigError, ModelConfig, TokenizerConfig
+from jgpt.interop.configs import NOT_ARCHITECTURE, ROUTER_TRAINING, family_of, read_config
+from jgpt.interop.folder import CONFIG_FILE, open_folder, read_json
+from jgpt.interop.weights import SELECTION_BIAS, load
+from jgpt.interop.workdirs import ORIGIN, Saved, keep_origin, open_saved
+from jgpt.models.layout import is_scanned
+from jgpt.training.setup import Start
+from jgpt.training.state_files import read_arrays
+from jgpt.training.workdir import Workdir
+from jgpt.typing import PyTree
+
+
+def prepare(config: Config, workdir: Path) -> tuple[Config, Start | None]:
+    """(the config with model and tokenizer of what `init` names, how to load its weights).
+
+    Settings of the model that say how it is computed (dtype, remat, dropout, dispatch, ...) are
+    the config's own. A run that has begun needs its folder no more.
+
+    Raises:
+        ConfigError: the config asks for another architecture than the weights have, or what `init`
+            names cannot be used.
+    """
+    if config.init.hf_folder:
+        return _from_folder(config, expand(config.init.hf_folder), workdir)
+    if config.init.workdir:
+        return _from_run(config, expand(config.init.workdir))
+    return config, None
+
+
+def expand(path: str) -> Path:
+    """A path with `~` and `$VARIABLES` filled in."""
+    return Path(os.path.expandvars(os.path.expanduser(path)))
+
+
+def _from_folder(config: Config, path: Path, workdir: Path) -> tuple[Config, Start]:
+    kept = workdir / ORIGIN / CONFIG_FILE
+    values = read_json(kept if kept.is_file() else path / CONFIG_FILE)
+    found = read_config(family_of(values), values)
+    filled = _filled(config, found, "init.hf_folder", path)
+
+    def start(
+        model: ModelConfig, shardings: PyTree, replicated: jax.sharding.Sharding
+    ) -> dict[str, PyTree]:
+        variables = load(open_folder(path), model, shardings, replicated)
+        if jax.process_index() == 0:
+            keep_origin(path, workdir)
+        return variables
+
+    return filled, start
+
+
+def _from_run(config: Config, path: Path) -> tuple[Config, Start]:
+    saved = open_saved(path)
+    tokenizer = Workdir(path).tokenizer
+    filled = _filled(config, saved.config.model, "init.workdir", tokenizer)
+
+    def start(
+        model: ModelConfig, shardings: PyTree, replicated: jax.sharding.Sharding
+    ) -> dict[str, PyTree]:
+        return _restored(saved, model, shardings, replicated)
+
+    return filled, start
+
+
+def _filled(config: Config, found: ModelConfig, name: str, tokenizer_path: Path) -> Config:
+    model = own_computation(config.model, found, name)
+    tokenizer = config.tokenizer
+    if not tokenizer.path:
+        tokenizer = TokenizerConfig(kind="huggingface", path=str(tokenizer_path))
+    return dataclasses.replace(config, model=model, tokenizer=tokenizer)
+
+
+def own_computation(asked: ModelConfig, found: ModelConfig, name: str) -> ModelConfig:
+    """The architecture `found`, computed as `asked` says.
+
+    Args:
+        asked: the config's model section; what is at its default there is not asked for.
+        found: of the weights.
+        name: the setting that names the weights, for the message.
+
+    Raises:
+        ConfigError: something else of the architecture is asked for.
+    """
+    default = ModelConfig()
+    moe = _computation(asked.moe, default.moe, found.moe, ROUTER_TRAINING, f"{name}|model.moe")
+    changes = {f: getattr(asked, f) for f in NOT_ARCHITECTURE} | {"moe": moe}
+    if found.position != "learned" and asked.max_length != default.max_length:
+        changes["max_length"] = asked.max_length
+    result = dataclasses.replace(found, **changes)
+    for field in dataclasses.fields(asked):
+        value = getattr(asked, field.name)
+        if field.name != "moe" and value not in (
+            getattr(default, field.name),
+            getattr(result, field.name),
+        ):
+            raise _conflict(name, f"model.{field.name}", value, getattr(result, field.name))
+    return result
+
+
+def _computation(asked: Any, default: Any, found: Any, free: tuple[str, ...], where: str) -> Any:
+    name, section = where.split("|")
+    for field in dataclasses.fields(asked):
+        value, there = getattr(asked, field.name), getattr(found, field.name)
+        if field.name not in free and value not in (getattr(default, field.name), there):
+            raise _conflict(name, f"{section}.{field.name}", value, there)
+    return dataclasses.replace(found, **{field: getattr(asked, field) for field in free})
+
+
+def _conflict(name: str, field: str, value: Any, there: Any) -> ConfigError:
+    return ConfigError(
+        f"{field} is {value!r}, but the model of {name} has {there!r}; leave the model section to "
+        f"{name}"
+    )
+
+
+def _restored(
+    saved: Saved, model: ModelConfig, shardings: PyTree, replicated: jax.sharding.Sharding
+) -> dict[str, PyTree]:
+    """A checkpoint's weights, in the form (scanned or unrolled) of `shardings`."""
+    there = saved.arrays[saved.weights]
+    same_form = is_scanned(there) == is_scanned(shardings)
+    places = shardings if same_form else jax.tree.map(lambda _: replicated, there)
+    wanted = {saved.weights: jax.tree.map(_abstract, there, places)}
+    if model.moe.selection_bias and SELECTION_BIAS in saved.arrays:
+        wanted[SELECTION_BIAS] = _abstract(saved.arrays[SELECTION_BIAS], replicated)
+    arrays = read_arrays(saved.directory, wanted)
+
+    def form(params: PyTree) -> PyTree:
+        params = models.restack(params, model, is_scanned(shardings))
+        return jax.tree.map(lambda leaf: leaf.astype(model.param_dtype), params)
+
+    params = jax.jit(form, out_shardings=shardings)(arrays[saved.weights])
+    variables = {"params": params}
+    if SELECTION_BIAS in arrays:
+        variables[SELECTION_BIAS] = arrays[SELECTION_BIAS]
+    return variables
+
+
+def _abstract(leaf: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
