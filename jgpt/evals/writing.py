@@ -28,8 +28,12 @@ class Sample:
 def make_generator(
     model: ModelConfig, sample: SampleConfig, tokenizer: Tokenizer, chunk: int = 32
 ) -> Generator:
-    """A `Generator` for this model and tokenizer. It never draws pad, unk or bos."""
+    """A `Generator` for this model and tokenizer. It never draws pad, unk or bos.
+
+    Nor does it draw ids that the tokenizer does not have: public models pad their vocabulary.
+    """
     silent = {tokenizer.pad_id, tokenizer.unk_id, tokenizer.bos_id} - {tokenizer.eos_id}
+    silent |= set(range(tokenizer.vocab_size, model.vocab_size))
     return Generator(
         partial(apply, model),
         partial(init_cache, model),
