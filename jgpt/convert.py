@@ -4,6 +4,7 @@
     python -m jgpt.convert to_hf --workdir=RUN --folder=DIR      a run's model as such a folder
     python -m jgpt.convert inspect --folder=DIR                  what is in a folder
     python -m jgpt.convert verify --folder=DIR [--workdir=RUN]   logits beside those of transformers
+    python -m jgpt.convert extend_vocabulary --folder=DIR --target=NEW --tokenizer=JAPANESE
 
 Weights are read from safetensors files only, one at a time. Exit status: 0 done; 1 `verify` found a
 difference; 2 something to correct, said in one line on standard error; nothing is half-written.
@@ -19,6 +20,7 @@ from pathlib import Path
 from absl import logging
 
 from jgpt.config import ConfigError, ModelConfig
+from jgpt.interop import vocabulary_command
 from jgpt.interop.export import LARGEST_SHARD
 from jgpt.interop.folder import open_folder
 from jgpt.interop.weights import dtype_of, plan, sources
@@ -56,6 +58,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     export.add_argument("--family", default="", help="such as llama; the one that fits if unset")
     export.add_argument("--max_shard_bytes", type=float, default=LARGEST_SHARD, help="of one file")
     export.add_argument("--no_ema", action="store_true", help="the weights, not their average")
+    vocabulary_command.add_options(commands.add_parser("extend_vocabulary"))
     commands.choices["inspect"].add_argument("--tensors", action="store_true", help="list them all")
     return parser.parse_args(arguments)
 
@@ -129,6 +132,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "to_hf": run_to_hf,
     "inspect": run_inspect,
     "verify": run_verify,
+    "extend_vocabulary": vocabulary_command.run,
 }
 
 

@@ -47,13 +47,13 @@ class HuggingFaceTokenizer(Tokenizer):
             ConfigError: the library is missing, the file is broken or of another family.
         """
         self._content = content
-        self._roles = roles
+        self.roles = roles
         values = _parse(content)
         names = _names(values)
         special = _special_names(values) | {names[i]: i for i in roles.values()}
         # The library would otherwise find `<s>` in a user's text.
         secret = secrets.token_hex(16)
-        self._library = _library(_with_hidden(values, {name: secret + name for name in special}))
+        self._library = library(_with_hidden(values, {name: secret + name for name in special}))
         added = {token["id"] for token in values["added_tokens"]}
         self._hidden = {i: secret + name for name, i in special.items() if i in added}
         spelling = _spelling(values)
@@ -91,7 +91,7 @@ class HuggingFaceTokenizer(Tokenizer):
         return {TOKENIZER_FILE: self._content}
 
     def _settings(self) -> dict[str, Any]:
-        return {"roles": self._roles}
+        return {"roles": self.roles}
 
     @classmethod
     def from_saved(cls, files: dict[str, bytes], settings: dict[str, Any]) -> Tokenizer:
@@ -183,7 +183,12 @@ def _with_hidden(values: dict[str, Any], hidden: dict[str, str]) -> dict[str, An
     return values | changes | {"model": model, "added_tokens": added}
 
 
-def _library(values: dict[str, Any]) -> Any:
+def library(values: dict[str, Any]) -> Any:
+    """The library's tokenizer of a file's values.
+
+    Raises:
+        ConfigError: it is not installed, or refuses them.
+    """
     try:
         import tokenizers
     except ImportError as error:
@@ -196,20 +201,21 @@ def _library(values: dict[str, Any]) -> Any:
         raise ConfigError(f"tokenizer.path: the tokenizer.json is refused ({error})") from error
 
 
-def _decoders(values: dict[str, Any]) -> list[dict[str, Any]]:
+def decoders(values: dict[str, Any]) -> list[dict[str, Any]]:
+    """The steps of a file's decoder."""
     decoder = values.get("decoder") or {"type": "none"}
     return decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
 
 
 def _spelling(values: dict[str, Any]) -> Callable[[str], bytes]:
     """The function from a token's name to its bytes."""
-    decoders = _decoders(values)
-    if [decoder["type"] for decoder in decoders] == ["ByteLevel"]:
-        return _byte_level_bytes
-    if [decoder["type"] for decoder in decoders] == ["WordPiece"]:
-        return functools.partial(word_piece_bytes, decoders[0]["prefix"])
-    if not all(map(_is_sentencepiece_like, decoders)):
-        kinds = " + ".join(decoder["type"] for decoder in decoders)
+    found = decoders(values)
+    if [decoder["type"] for decoder in found] == ["ByteLevel"]:
+        return byte_level_bytes
+    if [decoder["type"] for decoder in found] == ["WordPiece"]:
+        return functools.partial(word_piece_bytes, found[0]["prefix"])
+    if not all(map(_is_sentencepiece_like, found)):
+        kinds = " + ".join(decoder["type"] for decoder in found)
         raise ConfigError(
             f"tokenizer.path: the tokenizer.json's decoder ({kinds}) is not supported; use a "
             "byte-level (GPT-2), a SentencePiece-like (Llama) or a WordPiece (BERT) tokenizer"
@@ -240,7 +246,7 @@ def _is_sentencepiece_like(decoder: dict[str, Any]) -> bool:
 
 
 def _strips_leading_space(values: dict[str, Any]) -> bool:
-    for decoder in _decoders(values):
+    for decoder in decoders(values):
         if decoder["type"] in ("Strip", "WordPiece"):
             return True
         if decoder["type"] == "Metaspace":
@@ -259,9 +265,16 @@ def _byte_of_character() -> dict[str, int]:
 
 
 _BYTE_OF_CHARACTER = _byte_of_character()
+_CHARACTER_OF_BYTE = {byte: character for character, byte in _BYTE_OF_CHARACTER.items()}
 
 
-def _byte_level_bytes(name: str) -> bytes:
+def byte_level_name(data: bytes) -> str:
+    """A token's name in a byte-level vocabulary."""
+    return "".join(_CHARACTER_OF_BYTE[byte] for byte in data)
+
+
+def byte_level_bytes(name: str) -> bytes:
+    """The bytes of a token's name; a name with other characters stands for itself."""
     if all(character in _BYTE_OF_CHARACTER for character in name):
         return bytes(_BYTE_OF_CHARACTER[character] for character in name)
     return name.encode()

@@ -65,11 +65,11 @@ class SentencePieceTokenizer(Tokenizer):
         Raises:
             ConfigError: it is no SentencePiece model, or one of a form that is not supported.
         """
-        self._model = model
-        self._added = tuple(added)
+        self.model = model
+        self.added = tuple(added)
         self._roles = dict(roles or {})
         self._prefix_after_special = prefix_after_special
-        special = _declared_special(model, self._added, self._roles)
+        special = _declared_special(model, self.added, self._roles)
         reachable = sentencepiece_model.with_control(model, set(special.values()))
         self._processor = _processor(reachable)
         probe = self._processor.normalize("a")
@@ -88,13 +88,13 @@ class SentencePieceTokenizer(Tokenizer):
             and not strips_leading_space
             and not self._processor.is_unknown(self._processor.piece_to_id(_SPACE))
         )
-        ordinary = {t.content: t.id for t in self._added if not t.special}
+        ordinary = {t.content: t.id for t in self.added if not t.special}
         ordinary = {name: i for name, i in ordinary.items() if i >= len(self._processor)}
         self._ordinary = ordinary
         names = sorted(ordinary, key=len, reverse=True)
         self._find_added = re.compile("|".join(map(re.escape, names))) if names else None
         super().__init__(
-            token_bytes=_all_bytes(self._processor, self._added, ordinary),
+            token_bytes=_all_bytes(self._processor, self.added, ordinary),
             special_tokens=_special_tokens(self._processor, special, self._roles),
             emits_unk=not byte_fallback,
             strips_leading_space=strips_leading_space,
@@ -105,6 +105,10 @@ class SentencePieceTokenizer(Tokenizer):
             if byte_fallback
             else [self.unk_id]
         )
+
+    def with_model(self, model: bytes) -> "SentencePieceTokenizer":
+        """The same folder's tokenizer with another `.model` file."""
+        return SentencePieceTokenizer(model, self.added, self._roles, self._prefix_after_special)
 
     def _normalize(self, text: str) -> str:
         if self._keeps_spaces:
@@ -159,14 +163,14 @@ class SentencePieceTokenizer(Tokenizer):
         return self._processor.encode(texts)
 
     def _files(self) -> dict[str, bytes]:
-        return {MODEL_FILE: self._model}
+        return {MODEL_FILE: self.model}
 
     def _settings(self) -> dict[str, Any]:
         """Empty for a model that stands for itself."""
-        if not self._added and not self._roles and self._prefix_after_special:
+        if not self.added and not self._roles and self._prefix_after_special:
             return {}
         return {
-            "added": [dataclasses.asdict(token) for token in self._added],
+            "added": [dataclasses.asdict(token) for token in self.added],
             "roles": self._roles,
             "prefix_after_special": self._prefix_after_special,
         }

@@ -67,6 +67,19 @@ def with_control(model: bytes, ids: Collection[int]) -> bytes:
     return with_pieces(b"".join(others), changed)
 
 
+def extended(model: bytes, added: Iterable[tuple[int, str, bool]], size: int) -> bytes:
+    """The model with entries up to id `size` - 1: what a folder adds (id, text, special) and, for
+    ids that nothing has, unused pieces."""
+    first = len(pieces(model))
+    known = {token: (text, special) for token, text, special in added}
+    filling = []
+    for token in range(first, size):
+        text, special = known.get(token, (f"<unused_{token}>", None))
+        types = {True: CONTROL, False: USER_DEFINED, None: UNUSED}
+        filling.append(Piece(text, 0.0, types[special]))
+    return with_pieces(model, filling)
+
+
 def without_dummy_prefix(model: bytes) -> bytes:
     """The model that puts no space before a text."""
     return wire.with_field(model, _ADD_DUMMY_PREFIX, 0)

@@ -82,15 +82,24 @@ def load(path: str | os.PathLike) -> Tokenizer:
     path = Path(os.path.expandvars(os.path.expanduser(path)))
     if (path / METADATA_FILE).is_file():
         return _load_saved(path)
+    return _load_file(find(path))
+
+
+def find(path: Path) -> Path:
+    """The file that decides in a model's folder (see `load`); a file is itself.
+
+    Raises:
+        ConfigError: there is none.
+    """
     if path.is_file():
-        return _load_file(path)
+        return path
     class_name = folder_settings.read(path).class_name
     names = _FILES_IN_FOLDER
     if class_name == wordpiece.JAPANESE_CLASS:
         names = (wordpiece.VOCABULARY_FILE,)
     for name in names:
         for file in sorted(path.glob(name)):
-            return _load_file(file)
+            return file
     written = f" (its tokenizer_config.json says {class_name})" if class_name else ""
     raise ConfigError(
         f"tokenizer.path: no tokenizer at {str(path)!r}{written}; give a folder with one of "
