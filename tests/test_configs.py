@@ -22,7 +22,8 @@ def load(name):
 def parameter_table(name):
     """Parameters of a config, with the tokenizer's vocabulary where it leaves that open."""
     config = load(name)
-    values = {"vocab_size": config.model.vocab_size or config.tokenizer.vocab_size}
+    rows = config.tokenizer.vocab_size + config.objective.added_ids
+    values = {"vocab_size": config.model.vocab_size or rows}
     model = config.model.__class__(**{**config.model.__dict__, **values})
     return trees.table(models.abstract_params(model))
 

@@ -73,10 +73,17 @@ class Prepare(Protocol):
 
 @dataclass(frozen=True)
 class Objective:
-    """`loss(apply, variables, batch, key) -> Loss` and `prepare`; `key` None is evaluation."""
+    """`loss(apply, variables, batch, key) -> Loss` and `prepare`; `key` None is evaluation.
+
+    Attributes:
+        corrupt: (batch of text, key) -> the batch that is learned from, pure and of fixed shapes;
+            the loop calls it before `prepare` with a key of the step, and in validation with keys
+            that are always the same. None where the text itself is learned from.
+    """
 
     loss: Callable[[Apply, PyTree, Batch, Array | None], Loss]
     prepare: Prepare
+    corrupt: Callable[[Batch, Array], Batch] | None = None
 
 
 def prepare_nothing(

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import jax
 import numpy as np
 
 from jgpt import sharding
@@ -10,7 +11,7 @@ from jgpt.data.sources import parse_sources
 from jgpt.evals import ngram, perplexity, wellformed
 from jgpt.evals.writing import Sample
 from jgpt.training.setup import Run
-from jgpt.typing import PyTree
+from jgpt.typing import Batch, PyTree
 
 REPLAY_LIMIT = 100_000_000
 """Positions of training data up to which a finished run reads its batches again (see `replay`)."""
@@ -29,11 +30,19 @@ class Evaluator:
         """Figures on the validation side of the corpus; {} where it has none."""
         if not self._run.validation_batches:
             return {}
-        batches = (sharding.device_batch(self._run.mesh, b) for b in self._run.validation_batches)
+        batches = map(self._validation_batch, range(len(self._run.validation_batches)))
         evaluation = perplexity.make(
             self._run.eval_step, batches, emits_unk=self._run.tokenizer.emits_unk
         )
         return dict(evaluation(variables))
+
+    def _validation_batch(self, index: int) -> Batch:
+        """On the devices; what the objective hides in it is the same at every validation."""
+        run = self._run
+        batch = sharding.device_batch(run.mesh, run.validation_batches[index])
+        if run.corrupt is None:
+            return batch
+        return run.corrupt(batch, jax.random.fold_in(jax.random.key(0), index))
 
     def write(self, variables: PyTree, number: int) -> list[Sample]:
         """Texts by the model."""
@@ -54,10 +63,10 @@ class Evaluator:
             samples: written by the final model.
             steps: batches that training consumed.
         """
-        figures: dict[str, Any] = {
-            "replacement_characters": sum(s.text.count("\ufffd") for s in samples),
-        }
-        if self._microworld:
+        figures: dict[str, Any] = {}
+        if samples:
+            figures["replacement_characters"] = sum(s.text.count("\ufffd") for s in samples)
+        if self._microworld and samples:
             figures |= dict(wellformed.make(lambda _: samples)(None))
         if self._run.main_process:
             figures |= self._replay(samples, steps)
@@ -85,7 +94,6 @@ class Evaluator:
         figures: dict[str, Any] = {
             "replayed": True,
             "tokens_seen": counter.num_tokens,
-            "verbatim_share": search.share,
             "documents_seen": stats.documents,
             "characters_seen": stats.characters,
             "padding_share": stats.padding_share,
@@ -93,7 +101,10 @@ class Evaluator:
             "epochs": stats.epochs,
             "tokenize_seconds": stats.tokenize_seconds,
         }
-        if run.all_validation_batches():
+        if samples:
+            figures["verbatim_share"] = search.share
+        # Counting predicts the next token, and compares with nothing else.
+        if run.corrupt is None and run.all_validation_batches():
             figures |= dict(ngram.make(run.all_validation_batches)(counter))
         return figures
 

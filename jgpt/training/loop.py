@@ -211,7 +211,10 @@ class Loop:
     def _prepare(self, state: TrainState, batch: Batch, at: int) -> list[Batch]:
         """What the objective makes of a batch before it is learned from: one batch per step."""
         key = jax.random.fold_in(jax.random.key(self.config.train.seed), PREPARE)
-        return self.parts.prepare(train_state.variables(state), batch, jax.random.fold_in(key, at))
+        key = jax.random.fold_in(key, at)
+        if self.parts.corrupt is not None:
+            batch = self.parts.corrupt(batch, key)
+        return self.parts.prepare(train_state.variables(state), batch, key)
 
     def _record(self) -> None:
         """Fetches the figures of the pending step, which ends the wait for it, and writes them."""

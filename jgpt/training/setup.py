@@ -31,6 +31,8 @@ from jgpt.training.step import compile_step, make_eval_step, make_train_step
 from jgpt.training.workdir import Workdir, read_json, write_json
 from jgpt.typing import Batch
 
+MASK_TOKENS = ("[MASK]", "<mask>")
+"""Names of the mask token in the tokenizers of public models."""
 VERSIONS_OF = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 Start = Callable[[ModelConfig, Any, jax.sharding.Sharding], dict[str, Any]]
 """(model, a sharding per parameter, that of what is replicated) to the variables to start from."""
@@ -57,6 +59,8 @@ class Run:
     """shapes and shardings of a state"""
     prepare: Callable[[Any, Batch, jax.Array], list[Batch]]
     """the objective's: variables, batch and key to the batches of the next steps"""
+    corrupt: Callable[[Batch, jax.Array], Batch] | None
+    """the objective's, compiled: a batch of text and a key to what is learned from"""
     train_step: Any
     eval_step: Any
     facts: dict[str, Any]
@@ -127,6 +131,10 @@ def set_up(config: Config, files: Workdir, start: Start | None = None) -> Run:
     config = decide(config, tokenizer)
     checkpoints = Checkpoints(files.path, config.checkpoint, tokenizer.fingerprint)
     init, abstract, train_step, eval_step = make_steps(config, mesh, start)
+    objective = make_objective(config)
+    corrupt = objective.corrupt
+    if corrupt is not None:
+        corrupt = jax.jit(corrupt, out_shardings=sharding.batch_sharding(mesh))
     return Run(
         config=config,
         files=files,
@@ -137,7 +145,8 @@ def set_up(config: Config, files: Workdir, start: Start | None = None) -> Run:
         writer=Writer(config.model, config.sample, tokenizer, sharding.batch_parts(mesh)),
         init=init,
         abstract=abstract,
-        prepare=partial(make_objective(config).prepare, partial(models.apply, config.model)),
+        prepare=partial(objective.prepare, partial(models.apply, config.model)),
+        corrupt=corrupt,
         train_step=train_step,
         eval_step=eval_step,
         facts=facts(config, mesh, tokenizer, corpus),
@@ -182,20 +191,28 @@ def _check_tokenizer_settings(saved: dict[str, Any], config: TokenizerConfig) ->
 
 
 def decide(config: Config, tokenizer: Tokenizer) -> Config:
-    """The config with the model's vocabulary size and layer scan filled in.
+    """The config with the vocabulary size, the layer scan and the objective's ids filled in.
 
     Raises:
-        ConfigError: the model has fewer rows than the tokenizer has ids.
+        ConfigError: the model has fewer rows than the tokenizer has ids and the objective adds.
     """
+    objective = config.objective
+    mask = [tokenizer.special_tokens[n] for n in MASK_TOKENS if n in tokenizer.special_tokens]
+    if objective.name == "mlm" and objective.mask_id < 0 and mask:
+        objective = dataclasses.replace(objective, mask_id=mask[0])
+    if objective.end_id < 0:
+        objective = dataclasses.replace(objective, end_id=tokenizer.eos_id)
     model = models.resolve_scan(config.model, jax.default_backend())
+    rows = tokenizer.vocab_size + objective.added_ids
     if model.vocab_size == 0:
-        model = dataclasses.replace(model, vocab_size=tokenizer.vocab_size)
-    if model.vocab_size < tokenizer.vocab_size:
+        model = dataclasses.replace(model, vocab_size=rows)
+    if model.vocab_size < rows:
+        added = f" and the objective adds {objective.added_ids}" if objective.added_ids else ""
         raise ConfigError(
             f"model.vocab_size is {model.vocab_size}, but the tokenizer has "
-            f"{tokenizer.vocab_size} ids; set it to 0 or to at least that"
+            f"{tokenizer.vocab_size} ids{added}; set it to 0 or to at least {rows}"
         )
-    return dataclasses.replace(config, model=model)
+    return dataclasses.replace(config, model=model, objective=objective)
 
 
 def make_steps(

@@ -141,4 +141,4 @@ def test_prepare_hands_the_batch_on():
 def test_unknown_objectives_are_refused():
     with pytest.raises(ConfigError, match=r"objective.name is 'pretrian'; choose one of pretrain"):
         make_objective(from_config_dict({"objective": {"name": "pretrian"}}))
-    assert set(OBJECTIVES) == {"pretrain"}
+    assert "pretrain" in OBJECTIVES
