@@ -90,6 +90,25 @@ def chunks(shape: Sequence[int], size: Sequence[int]) -> Iterator[Index]:
         yield tuple(slice(s, min(s + n, end)) for s, n, end in zip(corner, size, shape))
 
 
+def read_array(directory: Path, path: str) -> np.ndarray:
+    """One array of a checkpoint's Orbax files, read chunk by chunk.
+
+    Args:
+        directory: of the checkpoint.
+        path: of the array, such as `params/embedding/table`.
+    """
+    files = {
+        "driver": "ocdbt",
+        "base": f"file://{directory.absolute()}/state",
+        "path": f"{path.replace('/', '.')}/",
+    }
+    store = ts.open({"driver": "zarr", "kvstore": files}, open=True, read=True).result()
+    found = np.empty(store.shape, store.dtype.numpy_dtype)
+    for index in chunks(store.shape, store.chunk_layout.read_chunk.shape):
+        found[index] = store[index].read().result()
+    return found
+
+
 def write_state(directory: Path, tree: Mapping[str, Any]) -> None:
     """Writes nested dicts of `Leaf`s as Orbax files."""
     registry = ocp.type_handlers.create_type_handler_registry((Leaf, LeafHandler()))

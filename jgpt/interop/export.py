@@ -131,7 +131,7 @@ class _Values:
         parts = self._parts[1]
         if use.stacked:
             parts = [part[expert] for part in parts]
-        return use.row.transform.write(parts, self.model).astype(self.dtype, copy=False)
+        return use.row.transform.write(parts, self.model)
 
 
 def _write_tensors(folder: Path, values: _Values, largest_shard: int) -> None:

@@ -10,7 +10,7 @@ import json
 import math
 import mmap
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ DTYPES: dict[str, np.dtype] = {
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 LONGEST_HEADER = 100_000_000
 """Bytes; the format's own limit."""
+PIECE_BYTES = 32 << 20
+"""So much of a tensor is converted at a time."""
 
 
 @dataclass(frozen=True)
@@ -151,8 +153,10 @@ def write_file(
 ) -> None:
     """Writes tensors in the order of `shapes`, calling `value(name)` for each as its turn comes.
 
+    Values may be of another type and order in memory: they are converted piece by piece.
+
     Raises:
-        InteropError: a value is not what `shapes` says.
+        InteropError: a value has not the shape that `shapes` says.
         OSError: the disk.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
@@ -170,12 +174,24 @@ def write_file(
         file.write(struct.pack("<Q", len(text)) + text)
         for name, shape in shapes.items():
             array = value(name)
-            if array.shape != shape.shape or array.dtype != shape.dtype:
+            if array.shape != shape.shape:
                 raise InteropError(
-                    f"{name} was to be {shape.dtype}{list(shape.shape)} and is "
-                    f"{array.dtype}{list(array.shape)}"
+                    f"{name} was to have shape {list(shape.shape)} and has {list(array.shape)}"
                 )
-            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+            for piece in _pieces(array, shape):
+                whole = np.ascontiguousarray(piece.astype(shape.dtype, copy=False))
+                file.write(whole.reshape(-1).view(np.uint8).data)
+            del array  # before the next is made
+
+
+def _pieces(array: np.ndarray, shape: Shape) -> Iterator[np.ndarray]:
+    """Rows of an array, of at most `PIECE_BYTES` together unless one has more."""
+    if not array.ndim:
+        yield array
+        return
+    rows = max(PIECE_BYTES // max(shape.size // max(len(array), 1), 1), 1)
+    for start in range(0, len(array), rows):
+        yield array[start : start + rows]
 
 
 def shards(shapes: Mapping[str, Shape], largest: int) -> Sequence[dict[str, Shape]]:

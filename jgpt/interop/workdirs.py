@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import ml_dtypes
 import numpy as np
 
@@ -26,7 +25,7 @@ from jgpt.config import (
     TokenizerConfig,
     from_config_dict,
 )
-from jgpt.interop.checkpoint import Leaf, write_checkpoint
+from jgpt.interop.checkpoint import Leaf, read_array, write_checkpoint
 from jgpt.interop.configs import differences, family_of, read_config
 from jgpt.interop.description import Family, InteropError
 from jgpt.interop.export import LARGEST_SHARD, TOKEN_IDS, complete_or_nothing, export
@@ -42,7 +41,7 @@ from jgpt.interop.weights import SELECTION_BIAS, Stack, dtype_of, sources
 from jgpt.models.layout import is_scanned, layout, moe_layers
 from jgpt.tokenizers import Tokenizer
 from jgpt.training.checkpoints import newest_intact
-from jgpt.training.state_files import CheckpointError, read_arrays, saved_arrays
+from jgpt.training.state_files import CheckpointError, saved_arrays
 from jgpt.training.workdir import Workdir, write_json
 from jgpt.trees import leaves_by_path
 
@@ -176,14 +175,7 @@ class Saved:
 
     def read(self, path: str) -> np.ndarray:
         """One array by its path in the checkpoint."""
-        here = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-        leaf = leaves_by_path(self.arrays)[path]
-        shape = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
-        *parents, last = path.split("/")
-        wanted: dict[str, Any] = {last: shape}
-        for parent in reversed(parents):
-            wanted = {parent: wanted}
-        return np.asarray(leaves_by_path(read_arrays(self.directory, wanted))[path])
+        return read_array(self.directory, path)
 
 
 def open_saved(workdir: Path, use_ema: bool = True) -> Saved:
