@@ -15,12 +15,14 @@ REQUIRES = [
     "jaxtyping>=0.3",
     "matplotlib>=3.8",
     "ml-collections>=1.0",
+    "ml-dtypes>=0.5",
     "numpy>=2.0",
     "optax>=0.2.6",
     "orbax-checkpoint>=0.11.30",
     "rich>=13.7",
     "sentencepiece>=0.2.1",
     "tensorboardX>=2.6.2",
+    "tensorstore>=0.1.71",
 ]
 
 DATA = ["array-record>=0.8", "datasets>=3.0", "pyarrow>=16", "zstandard>=0.22"]
@@ -30,6 +32,7 @@ TEST = [
     "pytest>=8.0",
     "pytest-xdist>=3.6",
     "ruff~=0.17.6",
+    "safetensors>=0.4.5",
     "tokenizers>=0.20",
     "zstandard>=0.22",
     "pyarrow>=16",

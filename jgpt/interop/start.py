@@ -34,6 +34,11 @@ def prepare(config: Config, workdir: Path) -> tuple[Config, Start | None]:
         ConfigError: the config asks for another architecture than the weights have, or what `init`
             names cannot be used.
     """
+    if (workdir / "checkpoints" / "0").is_dir():  # a run saves none before its first step
+        raise ConfigError(
+            f"workdir {str(workdir)!r} holds a converted model and no run; begin one from it with "
+            f"--config.init.workdir={workdir} and another --workdir"
+        )
     if config.init.hf_folder:
         return _from_folder(config, expand(config.init.hf_folder), workdir)
     if config.init.workdir:

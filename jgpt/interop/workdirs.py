@@ -261,7 +261,7 @@ def to_hf(
         unrolled_reader(saved),
         dtype=_export_dtype(saved, dtype),
         family=family or _same_family(before, saved.config.model),
-        extra=ids | before,
+        extra=before or ids,
         generation=generation,
         files=files,
         largest_shard=largest_shard,
