@@ -58,6 +58,19 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.learned_attention_scale = False
     # normalise each head's query and key
     c.model.qk_norm = False
+
+    # multi-head latent attention (DeepSeek)
+    c.model.latent = ml_collections.ConfigDict()
+    # width of that vector; 0 for ordinary attention
+    c.model.latent.kv_rank = 0
+    # width of the compressed query; 0 for a full query map
+    c.model.latent.query_rank = 0
+    # entries of each head's query and key without positions
+    c.model.latent.nope_dim = 128
+    # entries with rotary positions; of the key, shared by all heads
+    c.model.latent.rope_dim = 64
+    # width of each head's value
+    c.model.latent.value_dim = 128
     # one learned logit per head that takes softmax mass
     c.model.attention_sinks = False
     # bias on query, key and value
@@ -142,6 +155,10 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.moe.selection_bias = False
     # step of the selection bias
     c.model.moe.bias_update_rate = 0.001
+    # neighbouring experts in this many groups; 0 for none
+    c.model.moe.num_groups = 0
+    # groups that a token's experts come from
+    c.model.moe.top_groups = 0
     # multiplies the routed experts' output
     c.model.moe.routed_scale = 1.0
     # router input times U(1-jitter, 1+jitter) in training

@@ -62,6 +62,17 @@ class BlockSparse:
 
 
 @dataclass(frozen=True)
+class LatentConfig:
+    """Multi-head latent attention: keys and values made of one short, cached vector per token."""
+
+    kv_rank: int = setting(0, "width of that vector; 0 for ordinary attention")
+    query_rank: int = setting(0, "width of the compressed query; 0 for a full query map")
+    nope_dim: int = setting(128, "entries of each head's query and key without positions")
+    rope_dim: int = setting(64, "entries with rotary positions; of the key, shared by all heads")
+    value_dim: int = setting(128, "width of each head's value")
+
+
+@dataclass(frozen=True)
 class MoEConfig:
     """Mixture of experts (used by the layers that `ffn_pattern` calls `moe`)."""
 
@@ -78,6 +89,8 @@ class MoEConfig:
         False, "auxiliary-loss-free balancing: a bias moves the selection, never the weights"
     )
     bias_update_rate: float = setting(1e-3, "step of the selection bias")
+    num_groups: int = setting(0, "neighbouring experts in this many groups; 0 for none")
+    top_groups: int = setting(0, "groups that a token's experts come from")
     routed_scale: float = setting(1.0, "multiplies the routed experts' output")
     jitter: float = setting(0.0, "router input times U(1-jitter, 1+jitter) in training")
     num_shared_experts: int = setting(0, "experts that every token uses")
@@ -121,6 +134,7 @@ class ModelConfig:
     attention_scale: float = setting(1.0, "scores are scaled by this times head_dim**-0.5")
     learned_attention_scale: bool = setting(False, "learn the scale, one per layer, from there")
     qk_norm: bool = setting(False, "normalise each head's query and key")
+    latent: LatentConfig = setting(LatentConfig, "multi-head latent attention (DeepSeek)")
     attention_sinks: bool = setting(False, "one learned logit per head that takes softmax mass")
     attention_bias: bool = setting(False, "bias on query, key and value")
     attention_output_bias: bool = setting(False, "bias on the attention's output")
@@ -211,7 +225,8 @@ class ModelConfig:
             raise ConfigError(f"model.num_layers is {self.num_layers}; it must be at least 1")
         if self.hidden_size < 1 or self.num_heads < 1:
             raise ConfigError("model.hidden_size and model.num_heads must be at least 1")
-        if not self.head_dim and self.hidden_size % self.num_heads:
+        latent = self.latent.kv_rank
+        if not (self.head_dim or latent) and self.hidden_size % self.num_heads:
             raise ConfigError(
                 f"model.num_heads ({self.num_heads}) does not divide model.hidden_size "
                 f"({self.hidden_size}); choose a divisor or set model.head_dim"
@@ -246,8 +261,30 @@ class ModelConfig:
             raise ConfigError("model.num_leading_dense must lie between 0 and model.num_layers")
         if self.mup_base_width < 0:
             raise ConfigError("model.mup_base_width must be 0 (off) or a width")
+        self._check_latent()
         self._check_moe()
         self._check_encoder()
+
+    def _check_latent(self):
+        latent = self.latent
+        if not latent.kv_rank:
+            return
+        if min(latent.kv_rank, latent.nope_dim, latent.rope_dim, latent.value_dim) < 1:
+            raise ConfigError("model.latent: its widths must be at least 1")
+        for name, refused in (
+            ("position", self.position != "rope"),
+            ("num_kv_heads", self.kv_heads != self.num_heads),
+            ("head_dim", self.head_dim not in (0, self.size_of_head)),
+            ("qk_norm", self.qk_norm),
+            ("attention_sinks", self.attention_sinks),
+            ("learned_attention_scale", self.learned_attention_scale),
+            ("encoder_layers", self.encoder_layers),
+        ):
+            if refused:
+                raise ConfigError(
+                    f"model.{name}={getattr(self, name)!r} cannot be had with latent attention "
+                    "(model.latent.kv_rank above 0); leave it at its default"
+                )
 
     def _check_encoder(self):
         if self.pooler != "none" and self.pooling == "none":
@@ -309,6 +346,24 @@ class ModelConfig:
             )
         if moe.dispatch == "capacity" and moe.capacity_factor <= 0:
             raise ConfigError("model.moe.capacity_factor must be positive")
+        if moe.num_groups:
+            self._check_groups()
+
+    def _check_groups(self):
+        moe = self.moe
+        if moe.router == "expert_choice" or moe.num_groups < 0 or moe.num_experts % moe.num_groups:
+            raise ConfigError(
+                f"model.moe.num_groups is {moe.num_groups}; it must divide model.moe.num_experts "
+                f"({moe.num_experts}), and is not for router='expert_choice'"
+            )
+        size = moe.num_experts // moe.num_groups
+        if not 1 <= moe.top_groups <= moe.num_groups or moe.top_groups * size < moe.top_k:
+            raise ConfigError(
+                f"model.moe.top_groups is {moe.top_groups}; it must lie between 1 and "
+                f"model.moe.num_groups ({moe.num_groups}), and have model.moe.top_k experts"
+            )
+        if moe.router == "sigmoid" and size < 2:
+            raise ConfigError("model.moe.num_groups: a sigmoid router needs two experts a group")
 
     @property
     def kv_heads(self) -> int:
@@ -316,10 +371,20 @@ class ModelConfig:
 
     @property
     def size_of_head(self) -> int:
+        """Width of a head's query and key."""
+        if self.latent.kv_rank:
+            return self.latent.nope_dim + self.latent.rope_dim
         return self.head_dim or self.hidden_size // self.num_heads
 
     @property
+    def size_of_value(self) -> int:
+        """Width of a head's value."""
+        return self.latent.value_dim if self.latent.kv_rank else self.size_of_head
+
+    @property
     def rotary_dim(self) -> int:
+        if self.latent.kv_rank:
+            return self.latent.rope_dim
         return int(self.size_of_head * self.rope_fraction)
 
     @property

@@ -29,6 +29,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "embed": ("fsdp",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
+    "latent": (),
     "mlp": ("tensor",),
     "experts": ("expert",),
     "expert_mlp": ("tensor",),

@@ -128,7 +128,7 @@ class Attention(nn.Module):
             sinks = self.param("sinks", zeros("head_count"), (c.num_heads,), c.param_dtype)
         mask = context.masks[self.kind]
         if cache is not None:
-            k, v, mask, cache = _through_cache(cache, k, v, mask, context)
+            k, v, mask, cache = through_cache(cache, k, v, mask, context)
         y = attention(
             q,
             k,
@@ -165,10 +165,12 @@ class Attention(nn.Module):
         return q, k, v
 
 
-def _through_cache(
+def through_cache(
     cache: KVCache, k: Array, v: Array, mask: Mask, context: Context
 ) -> tuple[Array, Array, Mask, KVCache]:
     """Keys, values and mask to attend with, and the cache with the new tokens in it.
+
+    Or what keys and values are made of, where the cache holds that.
 
     An empty cache has nothing to add. One new token is stored first and finds itself there. Several
     may push each other out of a window's ring, so they attend to the old slots and to themselves.

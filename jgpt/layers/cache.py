@@ -19,7 +19,7 @@ from jgpt.typing import Array, static
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class KVCache:
-    """One layer's cache."""
+    """One layer's cache; what latent attention puts in it is said there."""
 
     k: Float[Array, "B C K d"]
     v: Float[Array, "B C K d"]
@@ -66,9 +66,15 @@ def init_cache(
     def layer(index: int) -> KVCache:
         local = config.layer_kind(index)[0] == "local"
         slots = min(length, config.window) if local else length
-        shape = (batch_size, slots, config.kv_heads, config.size_of_head)
-        kv = jnp.zeros(shape, dtype or config.dtype)
-        return KVCache(kv, kv, jnp.full((batch_size, slots), -1, jnp.int32))
+        latent = config.latent
+        widths = (config.size_of_head, config.size_of_head)
+        heads = config.kv_heads
+        if latent.kv_rank:
+            heads, widths = 1, (latent.kv_rank, latent.rope_dim)
+        k, v = (
+            jnp.zeros((batch_size, slots, heads, width), dtype or config.dtype) for width in widths
+        )
+        return KVCache(k, v, jnp.full((batch_size, slots), -1, jnp.int32))
 
     layers = tuple(layer(i) for i in range(config.num_layers))
     return Cache(layers, jnp.zeros((batch_size,), jnp.int32), fresh=True)

@@ -65,19 +65,36 @@ def choose_experts(
     Args:
         scores: from `router_scores`.
         token_mask: False for padding.
-        moe: `top_k`, `renormalize` and `routed_scale` are read.
+        moe: `top_k`, `renormalize`, `routed_scale` and the groups are read.
         selection_bias: added to the scores for the selection, and for nothing else (Wang et al.
             2024, "Auxiliary-Loss-Free Load Balancing", section 3).
     """
     biased = lax.stop_gradient(scores)
     if selection_bias is not None:
         biased = biased + selection_bias
+    if moe.num_groups:
+        biased = within_groups(biased, moe)
     _, experts = lax.top_k(biased, moe.top_k)
     weights = jnp.take_along_axis(scores, experts, axis=1)
     if moe.renormalize:
         weights = weights / (jnp.sum(weights, axis=1, keepdims=True) + 1e-20)
     nowhere = jnp.where(token_mask[:, None], experts, scores.shape[1])
     return Routing(nowhere, weights * moe.routed_scale)
+
+
+def within_groups(scores: Float[Array, "T E"], moe: MoEConfig) -> Float[Array, "T E"]:
+    """`scores`, with minus infinity outside each token's best `top_groups` of `num_groups`.
+
+    Groups are neighbouring experts (of one device, say, to bound communication). A group counts by
+    its best expert (DeepSeek-V2, section 2.2.2); with a sigmoid router by the sum of its best two
+    (DeepSeek-V3, section 2.1.2).
+    """
+    grouped = scores.reshape(len(scores), moe.num_groups, -1)
+    best = 2 if moe.router == "sigmoid" else 1
+    worth = jnp.sum(lax.top_k(grouped, best)[0], axis=-1)
+    _, chosen = lax.top_k(worth, moe.top_groups)
+    kept = jnp.any(chosen[:, :, None] == jnp.arange(moe.num_groups), axis=1)
+    return jnp.where(kept[:, :, None], grouped, -jnp.inf).reshape(scores.shape)
 
 
 def router_stats(

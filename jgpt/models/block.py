@@ -12,6 +12,7 @@ from jgpt.layers.cache import KVCache
 from jgpt.layers.cross_attention import CrossAttention
 from jgpt.layers.disentangled import DisentangledAttention
 from jgpt.layers.ffn import FFN
+from jgpt.layers.latent_attention import LatentAttention
 from jgpt.layers.moe import MoE
 from jgpt.layers.norm import Norm
 from jgpt.layers.residual import Residual, dropout
@@ -57,6 +58,7 @@ class Block(nn.Module):
 
         def attend(x: Array) -> tuple[Array, KVCache | None]:
             kind = DisentangledAttention if context.relative is not None else Attention
+            kind = LatentAttention if self.config.latent.kv_rank else kind
             attention = kind(self.config, self.attention_kind, name="attention")
             return attention(x, context, cache, keys[0])
 

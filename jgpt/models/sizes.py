@@ -25,7 +25,8 @@ def flops_per_token(config: ModelConfig, sequence_length: int) -> float:
     """Model FLOPs of training on one token: forward and backward, without recomputation.
 
     6 times the weights of the matrices it is multiplied with (the head's included, tied or not,
-    the embedding's not), plus 12 * H * d times the keys that a query sees on average, per layer:
+    the embedding's not), plus 12 * H * d times the keys that a query sees on average, per layer (d:
+    the mean of a head's key and value width):
     S, half of it where attention is causal, in local layers at most the window; in an
     encoder-decoder a token is one of the target and one of the source, each side S long. Divided by
     the device's peak this is MFU; PaLM's convention (Chowdhery et al. 2022, appendix B) does not
@@ -47,4 +48,5 @@ def flops_per_token(config: ModelConfig, sequence_length: int) -> float:
         if config.layer_kind(index)[0] == "local":
             seen = min(seen, config.window)
         keys += seen
-    return 6.0 * matrices + 12.0 * config.num_heads * config.size_of_head * keys
+    width = (config.size_of_head + config.size_of_value) / 2
+    return 6.0 * matrices + 12.0 * config.num_heads * width * keys

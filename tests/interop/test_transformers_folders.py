@@ -13,6 +13,7 @@ from jgpt.interop.export import export
 from jgpt.interop.folder import open_folder
 from jgpt.interop.parity import compare, on_one_device, random_tokens
 from jgpt.interop.weights import sources
+from jgpt.models.layout import moe_layers
 from jgpt.trees import leaves_by_path
 
 torch = pytest.importorskip("torch", reason="transformers models run on torch")
@@ -38,6 +39,20 @@ ODD = {"hidden_size": 24, "num_attention_heads": 3, "num_key_value_heads": 1, "h
 THETA = {"rope_theta": 5000.0}
 LENGTH = {"original_max_position_embeddings": 16}
 LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LATENT = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 12,
+    "qk_nope_head_dim": 10,
+    "qk_rope_head_dim": 6,
+    "v_head_dim": 7,
+    "n_routed_experts": 8,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 16,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 1.7,
+}
+GROUPS = {"n_group": 4, "topk_group": 2}
 YARN = {"rope_type": "yarn", "factor": 4.0, "mscale": 1.0, "mscale_all_dim": 0.5}
 
 
@@ -91,6 +106,26 @@ MODELS = {
         "GPTNeoX",
         SIZES | {"use_parallel_residual": False, "hidden_act": "gelu_new"},
     ),
+    "deepseek_v2": ("DeepseekV2", GATED | LATENT | {"q_lora_rank": None}),
+    "deepseek_v2, groups": (
+        "DeepseekV2",
+        GATED
+        | LATENT
+        | GROUPS
+        | {"topk_method": "group_limited_greedy", "q_lora_rank": 20, "attention_bias": True}
+        | rope(**YARN, **LENGTH),
+    ),
+    "deepseek_v3": (
+        "DeepseekV3",
+        GATED | LATENT | GROUPS | {"q_lora_rank": 20, "num_hidden_layers": 3},
+    ),
+    "deepseek_v3, yarn": (
+        "DeepseekV3",
+        GATED
+        | LATENT
+        | {"n_group": 1, "topk_group": 1, "q_lora_rank": 20, "norm_topk_prob": False}
+        | rope(**(YARN | {"mscale_all_dim": 1.0}), **LENGTH),
+    ),
     "phi3": (
         "Phi3",
         GATED | {"sliding_window": 5} | rope(rope_type="default", partial_rotary_factor=0.5),
@@ -99,7 +134,7 @@ MODELS = {
 
 
 def random_model(name):
-    """Theirs, with every parameter random: biases and norms too."""
+    """Theirs, with every parameter random: biases and norms too, and what moves routers."""
     kind, settings = MODELS[name]
     torch.manual_seed(0)
     config = getattr(transformers, f"{kind}Config")(**settings)
@@ -108,6 +143,9 @@ def random_model(name):
         for parameter in model.parameters():
             if parameter.ndim == 1:
                 parameter.add_(0.3 * torch.randn_like(parameter))
+        for buffer_name, buffer in model.named_buffers():
+            if buffer_name.endswith("e_score_correction_bias"):
+                buffer.add_(0.3 * torch.randn_like(buffer))
     return model.eval()
 
 
@@ -135,17 +173,17 @@ def test_there_and_back(name, tmp_path):
     out = model(torch.tensor(tokens), labels=torch.tensor(tokens), use_cache=False)
     out.loss.backward()
 
-    logits, loss, gradients = run(ours, variables["params"], tokens)
+    logits, loss, gradients = run(ours, variables, tokens)
     assert error(logits, out.logits.detach()) < 1e-4
     assert error(loss, out.loss.detach()) < 1e-5
     gradients_as_folder(model, tmp_path / "gradients")
     _, expected = on_one_device(tmp_path / "gradients")
     check_gradients(gradients, expected["params"])
 
-    exported_again(tmp_path, ours, variables["params"], out.logits.detach(), tokens)
+    exported_again(tmp_path, ours, variables, out.logits.detach(), tokens)
 
 
-def run(config, params, tokens):
+def run(config, variables, tokens):
     """(logits, mean loss of the next token, its gradients)."""
     batch = {"inputs": tokens.astype(np.int32), "targets": np.roll(tokens, -1, 1).astype(np.int32)}
     batch["loss_weights"] = np.ones(tokens.shape, np.float32)
@@ -154,13 +192,14 @@ def run(config, params, tokens):
     @jax.jit
     def both(params):
         def loss(params):
-            sums, _ = models.apply(config, {"params": params}, batch, output="cross_entropy")
+            given = variables | {"params": params}
+            sums, _ = models.apply(config, given, batch, output="cross_entropy")
             return sums.total / sums.weight
 
-        logits, _ = models.apply(config, {"params": params}, batch)
+        logits, _ = models.apply(config, variables | {"params": params}, batch)
         return logits, *jax.value_and_grad(loss)(params)
 
-    return both(params)
+    return both(variables["params"])
 
 
 def check_gradients(found, expected):
@@ -171,9 +210,11 @@ def check_gradients(found, expected):
         assert error(leaf, expected[path], floor) < 1e-4, path
 
 
-def exported_again(tmp_path, config, params, logits, tokens):
+def exported_again(tmp_path, config, variables, logits, tokens):
     """Exports, compares every tensor bit for bit, and has transformers load it strictly."""
-    leaves = {path: np.asarray(leaf) for path, leaf in leaves_by_path(params).items()}
+    leaves = {path: np.asarray(leaf) for path, leaf in leaves_by_path(variables["params"]).items()}
+    for row, layer in enumerate(moe_layers(config) if config.moe.selection_bias else ()):
+        leaves[f"selection_bias/layers_{layer}"] = np.asarray(variables["selection_bias"][row])
     family = open_folder(tmp_path / "theirs").family.name
     export(
         tmp_path / "ours",

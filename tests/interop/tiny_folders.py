@@ -21,6 +21,16 @@ GATED = {
     "max_position_embeddings": 64,
     "head_dim": 8,
 }
+LATENT = {k: v for k, v in GATED.items() if k != "head_dim"} | {
+    "num_key_value_heads": 6,
+    "kv_lora_rank": 10,
+    "qk_nope_head_dim": 6,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 5,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+}
 CONFIGS = {
     "llama": GATED | {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
     "mistral": GATED | {"sliding_window": 5, "tie_word_embeddings": True},
@@ -35,6 +45,9 @@ CONFIGS = {
     "gpt2": {"vocab_size": 60, "n_layer": 3, "n_embd": 24, "n_head": 3, "n_positions": 64},
     "gpt_neox": {k: v for k, v in GATED.items() if k not in ("num_key_value_heads", "head_dim")}
     | {"rotary_pct": 0.5, "use_parallel_residual": False},
+    "deepseek_v2": LATENT | {"q_lora_rank": None, "num_experts_per_tok": 2},
+    "deepseek_v3": LATENT
+    | {"q_lora_rank": 12, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 2},
     "phi3": {k: v for k, v in GATED.items() if k != "head_dim"} | {"partial_rotary_factor": 0.5},
 }
 """`config.json` of a tiny model by family, in the form of version 4."""

@@ -168,3 +168,23 @@ def test_jitter_is_for_training_and_stays_in_its_bounds():
     jittered = router.apply(params, x, False, rngs={"jitter": jax.random.key(1)})
     assert 0.1 < float(jnp.std(jittered)) < 2.0
     assert 64 * 0.9 < float(jittered.min()) < float(jittered.max()) < 64 * 1.1
+
+
+@pytest.mark.parametrize("router", ["softmax", "sigmoid"])
+def test_experts_come_from_the_best_groups(router):
+    """Against loops: a group's worth is its best expert, or its best two with a sigmoid router."""
+    moe = MoEConfig(num_experts=12, top_k=3, num_groups=4, top_groups=2, router=router)
+    generator = np.random.default_rng(3)
+    scores = generator.random((40, 12)).astype(np.float32)
+    bias = generator.normal(0, 0.3, 12).astype(np.float32) if router == "sigmoid" else None
+    routing = choose_experts(jnp.asarray(scores), jnp.ones(40, bool), moe, bias)
+    for t in range(40):
+        seen = scores[t] if bias is None else scores[t] + bias
+        best = 2 if router == "sigmoid" else 1
+        worth = [np.sort(seen[g * 3 : g * 3 + 3])[-best:].sum() for g in range(4)]
+        groups = np.argsort(worth)[-2:]
+        inside = [e for e in range(12) if e // 3 in groups]
+        expected = sorted(inside, key=lambda e: -seen[e])[:3]
+        assert list(routing.experts[t]) == expected
+        weights = scores[t, expected] / scores[t, expected].sum()
+        np.testing.assert_allclose(routing.weights[t], weights, rtol=1e-5)

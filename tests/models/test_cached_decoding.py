@@ -8,9 +8,10 @@ import pytest
 from tiny_models import forward, random_tokens, random_variables, relative_error, tiny, tiny_moe
 
 from jgpt import models
-from jgpt.config import BlockSparse, ConfigError
+from jgpt.config import BlockSparse, ConfigError, LatentConfig
 
 STEPS = 5
+LATENT = {"num_kv_heads": 0, "latent": LatentConfig(12, 0, 6, 4, 5)}
 LENGTHS = np.asarray([9, 3, 6], np.int32)
 
 MODELS = {
@@ -29,6 +30,14 @@ MODELS = {
     },
     "experts": tiny_moe(num_shared_experts=1),
     "prefix": {"attention": "prefix"},
+    "latent": LATENT,
+    "latent, window, compressed query": {
+        **LATENT,
+        "latent": LatentConfig(12, 10, 6, 4, 5),
+        "attention_pattern": ("local",),
+        "window": 4,
+        "attention_bias": True,
+    },
 }
 
 

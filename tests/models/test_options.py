@@ -9,12 +9,14 @@ import pytest
 from tiny_models import forward, random_tokens, random_variables, tiny, tiny_moe
 
 from jgpt import models, trees
-from jgpt.config import BlockSparse, ConfigError, ModelConfig, MoEConfig, RopeScaling
+from jgpt.config import BlockSparse, ConfigError, LatentConfig, ModelConfig, MoEConfig, RopeScaling
 
 MOE = tiny_moe(dispatch="dense")
 LOCAL = {"num_layers": 2, "attention_pattern": ("local", "global"), "window": 3}
 YARN = {"head_dim": 16, "rope_theta": 100.0, "rope_scaling": RopeScaling("yarn", 4.0, 64)}
 LLAMA3 = {"head_dim": 16, "rope_theta": 100.0, "rope_scaling": RopeScaling("llama3", 4.0, 64)}
+GROUPS = tiny_moe(num_experts=8, num_groups=4, top_groups=1)
+LATENT = {"num_kv_heads": 0, "latent": LatentConfig(8, 0, 4, 4, 4)}
 SPARSE = BlockSparse(2, 1, 1, 0)
 
 OPTIONS = {
@@ -35,6 +37,12 @@ OPTIONS = {
     "learned_attention_scale": ({}, True),
     "qk_norm": ({}, True),
     "attention_sinks": ({}, True),
+    "latent": ({"num_kv_heads": 0}, LATENT["latent"]),
+    "latent.kv_rank": (LATENT, 5),
+    "latent.query_rank": (LATENT, 6),
+    "latent.nope_dim": (LATENT, 3),
+    "latent.rope_dim": (LATENT, 6),
+    "latent.value_dim": (LATENT, 3),
     "attention_bias": ({}, True),
     "attention_output_bias": ({}, True),
     "position": ({}, "alibi"),
@@ -97,6 +105,8 @@ OPTIONS = {
     "moe.jitter": (MOE, 0.3),
     "moe.num_shared_experts": (MOE, 1),
     "moe.capacity_factor": (tiny_moe(dispatch="capacity", capacity_factor=2.0), 0.5),
+    "moe.num_groups": (GROUPS, 2),
+    "moe.top_groups": (GROUPS, 3),
     "moe.group_size": (tiny_moe(dispatch="capacity", capacity_factor=0.5), 3),
 }
 """Field: (the model it is tried in, another value)."""

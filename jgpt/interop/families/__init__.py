@@ -1,6 +1,7 @@
 """The families that can be read and written, one small file of data each."""
 
 from jgpt.interop.description import Family
+from jgpt.interop.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
 from jgpt.interop.families.gemma import GEMMA2, GEMMA3
 from jgpt.interop.families.gpt2 import GPT2
 from jgpt.interop.families.gpt_neox import GPT_NEOX
@@ -23,6 +24,8 @@ FAMILIES: dict[str, Family] = {
         GPT2,
         GPT_NEOX,
         PHI3,
+        DEEPSEEK_V2,
+        DEEPSEEK_V3,
     )
 }
 """By `model_type`; a model is exported as the first one that can express it."""
