@@ -90,11 +90,11 @@ def get_config() -> ml_collections.ConfigDict:
 
     # extension beyond the trained length
     c.model.rope_scaling = ml_collections.ConfigDict()
-    # none; linear (position interpolation); ntk (NTK-aware base); yarn (NTK by parts); llama3
+    # none; linear (position interpolation); ntk (NTK-aware base); yarn (NTK by parts); llama3; longrope (Phi-3: factors per frequency)
     c.model.rope_scaling.kind = "none"
     # how many times longer than original_length
     c.model.rope_scaling.factor = 1.0
-    # length the frequencies were trained on (yarn, llama3)
+    # length the frequencies were trained on (yarn, llama3, longrope)
     c.model.rope_scaling.original_length = 8192
     # yarn: rotations above which a dimension is kept
     c.model.rope_scaling.beta_fast = 32.0
@@ -104,8 +104,12 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.rope_scaling.low_frequency_factor = 1.0
     # llama3: wavelengths under length/this are kept
     c.model.rope_scaling.high_frequency_factor = 4.0
-    # yarn: cos and sin are multiplied by this; None means 0.1 ln(factor) + 1
+    # cos and sin are multiplied by this; None: yarn 0.1 ln(factor) + 1, longrope sqrt(1 + ln(factor) / ln(original_length))
     c.model.rope_scaling.attention_factor = ml_collections.config_dict.placeholder(float)
+    # longrope: frequencies are divided by these while no position is past original_length
+    c.model.rope_scaling.short_factors = ()
+    # longrope: and by these in longer texts
+    c.model.rope_scaling.long_factors = ()
     # T5 buckets; disentangled: buckets to either side
     c.model.relative_buckets = 32
     # distance from which buckets no longer grow

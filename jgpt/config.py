@@ -37,18 +37,27 @@ class RopeScaling:
 
     kind: str = setting(
         "none",
-        "none; linear (position interpolation); ntk (NTK-aware base); yarn (NTK by parts); llama3",
-        ("none", "linear", "ntk", "yarn", "llama3"),
+        "none; linear (position interpolation); ntk (NTK-aware base); yarn (NTK by parts); llama3; "
+        "longrope (Phi-3: factors per frequency)",
+        ("none", "linear", "ntk", "yarn", "llama3", "longrope"),
     )
     factor: float = setting(1.0, "how many times longer than original_length")
-    original_length: int = setting(8192, "length the frequencies were trained on (yarn, llama3)")
+    original_length: int = setting(
+        8192, "length the frequencies were trained on (yarn, llama3, longrope)"
+    )
     beta_fast: float = setting(32.0, "yarn: rotations above which a dimension is kept")
     beta_slow: float = setting(1.0, "yarn: rotations below which a dimension is interpolated")
     low_frequency_factor: float = setting(1.0, "llama3: wavelengths over length/this are divided")
     high_frequency_factor: float = setting(4.0, "llama3: wavelengths under length/this are kept")
     attention_factor: float | None = setting(
-        None, "yarn: cos and sin are multiplied by this; None means 0.1 ln(factor) + 1"
+        None,
+        "cos and sin are multiplied by this; None: yarn 0.1 ln(factor) + 1, longrope "
+        "sqrt(1 + ln(factor) / ln(original_length))",
     )
+    short_factors: tuple[float, ...] = setting(
+        (), "longrope: frequencies are divided by these while no position is past original_length"
+    )
+    long_factors: tuple[float, ...] = setting((), "longrope: and by these in longer texts")
 
 
 @dataclass(frozen=True)
@@ -241,6 +250,14 @@ class ModelConfig:
                 f"rotary positions need an even width: model.head_dim {self.size_of_head} x "
                 f"model.rope_fraction {self.rope_fraction} gives {self.rotary_dim}"
             )
+        scaling = self.rope_scaling
+        if self.position == "rope" and scaling.kind == "longrope":
+            lengths = {len(scaling.short_factors), len(scaling.long_factors)}
+            if lengths != {self.rotary_dim // 2}:
+                raise ConfigError(
+                    "model.rope_scaling.short_factors and long_factors must have one factor per "
+                    f"frequency ({self.rotary_dim // 2})"
+                )
         for name, allowed in (
             ("attention_pattern", ("global", "local")),
             ("ffn_pattern", ("dense", "moe")),

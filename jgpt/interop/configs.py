@@ -133,7 +133,11 @@ def canonical(model: ModelConfig) -> ModelConfig:
         changes["intermediate_size"] = model.expert_size
     if model.ffn == "swiglu":
         changes["gelu_approximate"] = plain.gelu_approximate
-    if model.position != "relative":
+    if model.pooler == "none" and not (model.num_labels and model.label_level == "sequence"):
+        changes["pooling"] = plain.pooling
+    if not model.num_labels:
+        changes["label_level"] = plain.label_level
+    if model.position not in ("relative", "disentangled"):
         changes["relative_buckets"] = plain.relative_buckets
         changes["relative_max_distance"] = plain.relative_max_distance
     return dataclasses.replace(model, **changes)
@@ -164,6 +168,13 @@ def _canonical_scaling(scaling: RopeScaling) -> RopeScaling:
         "linear": ("factor",),
         "ntk": ("factor",),
         "yarn": ("factor", "original_length", "beta_fast", "beta_slow", "attention_factor"),
+        "longrope": (
+            "factor",
+            "original_length",
+            "attention_factor",
+            "short_factors",
+            "long_factors",
+        ),
         "llama3": ("factor", "original_length", "low_frequency_factor", "high_frequency_factor"),
     }[scaling.kind]
     return RopeScaling(scaling.kind, **{name: getattr(scaling, name) for name in used})

@@ -15,6 +15,8 @@ from jgpt.config import ModelConfig, RopeScaling
 from jgpt.interop.description import InteropError, put
 
 FULL, SLIDING = "full_attention", "sliding_attention"
+KINDS = ("linear", "yarn", "llama3", "longrope")
+"""The scalings that both sides have."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,9 @@ class Rope:
             values["partial_rotary_factor"] = model.rope_fraction
             theirs[self.fraction_name] = model.rope_fraction
         theirs[self.theta_name] = model.rope_theta
-        theirs["rope_scaling"] = scaling | {"type": scaling["rope_type"]} if scaling else None
+        theirs["rope_scaling"] = _older_scaling(scaling)
+        if model.rope_scaling.kind == "longrope":
+            theirs["original_max_position_embeddings"] = model.rope_scaling.original_length
         if not self.local_theta:
             theirs["rope_parameters"] = values
             return
@@ -106,10 +110,10 @@ def read_scaling(
     kind = _kind(values)
     if kind == "default":
         return {}
-    if kind not in ("linear", "yarn", "llama3"):
+    if kind not in KINDS:
         raise InteropError(
-            f"config.json: rope scaling of kind {kind!r} is not supported (known: default, linear, "
-            "yarn, llama3); 'dynamic' and 'longrope' change with the length of the text"
+            f"config.json: rope scaling of kind {kind!r} is not supported (known: default, "
+            f"{', '.join(KINDS)})"
         )
     original = values.get("original_max_position_embeddings") or theirs.get(
         "original_max_position_embeddings", length
@@ -118,6 +122,8 @@ def read_scaling(
     if kind == "linear":
         return {"kind": "linear", "factor": factor}
     found = {"kind": kind, "factor": factor, "original_length": original}
+    if kind == "longrope":
+        return found | _read_longrope(values)
     if kind == "llama3":
         low, high = values["low_freq_factor"], values["high_freq_factor"]
         return found | {"low_frequency_factor": low, "high_frequency_factor": high}
@@ -134,13 +140,25 @@ def read_scaling(
     return found if temperature is None else found | {"attention_factor": temperature}
 
 
+def _read_longrope(values: Mapping[str, Any]) -> dict[str, Any]:
+    temperatures = {values.get(name) for name in ("short_mscale", "long_mscale")} - {None}
+    temperatures |= {values.get("attention_factor")} - {None}
+    if len(temperatures) > 1:
+        raise InteropError("config.json: longrope with two attention factors is not supported")
+    found = {
+        "short_factors": tuple(values["short_factor"]),
+        "long_factors": tuple(values["long_factor"]),
+    }
+    return found | ({"attention_factor": temperatures.pop()} if temperatures else {})
+
+
 def _mscale(factor: float, scale: float) -> float:
     return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
 
 
 def write_scaling(scaling: RopeScaling) -> dict[str, Any]:
     """Their scaling parameters; empty without scaling, or for a kind that they do not have."""
-    if scaling.kind not in ("linear", "yarn", "llama3"):
+    if scaling.kind not in KINDS:
         return {}
     values = {"rope_type": scaling.kind, "factor": scaling.factor}
     if scaling.kind == "linear":
@@ -151,7 +169,21 @@ def write_scaling(scaling: RopeScaling) -> dict[str, Any]:
             "low_freq_factor": scaling.low_frequency_factor,
             "high_freq_factor": scaling.high_frequency_factor,
         }
-    values |= {"beta_fast": scaling.beta_fast, "beta_slow": scaling.beta_slow}
+    if scaling.kind == "longrope":
+        values["short_factor"] = list(scaling.short_factors)
+        values["long_factor"] = list(scaling.long_factors)
+    else:
+        values |= {"beta_fast": scaling.beta_fast, "beta_slow": scaling.beta_slow}
     if scaling.attention_factor is not None:
         values["attention_factor"] = scaling.attention_factor
     return values
+
+
+def _older_scaling(values: dict[str, Any]) -> dict[str, Any] | None:
+    """Version 4's `rope_scaling`, which for longrope takes three fields and no more."""
+    if not values:
+        return None
+    older = values | {"type": values["rope_type"]}
+    if values["rope_type"] == "longrope":
+        return {name: older[name] for name in ("type", "short_factor", "long_factor")}
+    return older

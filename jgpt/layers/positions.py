@@ -19,7 +19,9 @@ Rotary = tuple[Array, Array]
 """cos and sin, each [B, S, rotary_dim / 2] float32."""
 
 
-def rope_frequencies(rotary_dim: int, theta: float, scaling: RopeScaling) -> np.ndarray:
+def rope_frequencies(
+    rotary_dim: int, theta: float, scaling: RopeScaling, long: bool = False
+) -> np.ndarray:
     """Radians per position of each rotated pair, [rotary_dim / 2] float64.
 
     `theta**(-2 i / rotary_dim)` (Su et al. 2021), stretched as `scaling` says:
@@ -31,7 +33,8 @@ def rope_frequencies(rotary_dim: int, theta: float, scaling: RopeScaling) -> np.
       where it turns less than beta_slow times, a linear ramp over the pair's index between (Peng
       et al. 2023, section 3.2);
     - llama3: kept below wavelength original_length / high_frequency_factor, divided above
-      original_length / low_frequency_factor, smooth between (Llama 3.1's release).
+      original_length / low_frequency_factor, smooth between (Llama 3.1's release);
+    - longrope: each divided by a factor of its own (Ding et al. 2024), of another set when `long`.
     """
     exponents = np.arange(0, rotary_dim, 2, dtype=np.float64) / rotary_dim
     if scaling.kind == "ntk":
@@ -39,6 +42,8 @@ def rope_frequencies(rotary_dim: int, theta: float, scaling: RopeScaling) -> np.
     frequencies = theta**-exponents
     if scaling.kind == "linear":
         return frequencies / scaling.factor
+    if scaling.kind == "longrope":
+        return frequencies / np.asarray(scaling.long_factors if long else scaling.short_factors)
     if scaling.kind == "yarn":
         kept = _yarn_kept_share(rotary_dim, theta, scaling)
     elif scaling.kind == "llama3":
@@ -67,12 +72,19 @@ def _llama3_kept_share(frequencies: np.ndarray, scaling: RopeScaling) -> np.ndar
 
 
 def rope_temperature(scaling: RopeScaling) -> float:
-    """What cos and sin are multiplied by: YaRN's `0.1 ln(factor) + 1`, else 1."""
-    if scaling.kind != "yarn":
+    """What cos and sin are multiplied by: `0.1 ln(factor) + 1` of YaRN, else 1.
+
+    LongRoPE: `sqrt(1 + ln(factor) / ln(original_length))`.
+    """
+    if scaling.kind not in ("yarn", "longrope"):
         return 1.0
     if scaling.attention_factor is not None:
         return scaling.attention_factor
-    return 0.1 * math.log(scaling.factor) + 1.0 if scaling.factor > 1.0 else 1.0
+    if scaling.factor <= 1.0:
+        return 1.0
+    if scaling.kind == "longrope":
+        return math.sqrt(1.0 + math.log(scaling.factor) / math.log(scaling.original_length))
+    return 0.1 * math.log(scaling.factor) + 1.0
 
 
 def rotary_tables(
@@ -80,6 +92,11 @@ def rotary_tables(
 ) -> Rotary:
     """cos and sin of every position's angles; computed once for all layers of a kind."""
     frequencies = jnp.asarray(rope_frequencies(rotary_dim, theta, scaling), jnp.float32)
+    if scaling.kind == "longrope":
+        # One choice for the whole batch, by its last position, as the public models are run.
+        long = rope_frequencies(rotary_dim, theta, scaling, long=True)
+        is_long = jnp.max(positions) >= scaling.original_length
+        frequencies = jnp.where(is_long, jnp.asarray(long, jnp.float32), frequencies)
     angles = positions[..., None].astype(jnp.float32) * frequencies
     temperature = rope_temperature(scaling)
     return jnp.cos(angles) * temperature, jnp.sin(angles) * temperature

@@ -38,6 +38,11 @@ GATED = SIZES | {"num_key_value_heads": 2, "tie_word_embeddings": False}
 ODD = {"hidden_size": 24, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 8}
 THETA = {"rope_theta": 5000.0}
 LENGTH = {"original_max_position_embeddings": 16}
+LONGROPE = {
+    "rope_parameters": THETA
+    | {"rope_type": "longrope", "short_factor": [1.0, 1.1, 1.2, 1.3]}
+    | {"long_factor": [1.0, 2.0, 3.0, 4.0]}
+}
 LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LATENT = {
     "num_key_value_heads": 4,
@@ -126,6 +131,8 @@ MODELS = {
         | {"n_group": 1, "topk_group": 1, "q_lora_rank": 20, "norm_topk_prob": False}
         | rope(**(YARN | {"mscale_all_dim": 1.0}), **LENGTH),
     ),
+    "phi3, longrope, long": ("Phi3", GATED | LONGROPE | {"original_max_position_embeddings": 16}),
+    "phi3, longrope, short": ("Phi3", GATED | LONGROPE | {"original_max_position_embeddings": 32}),
     "phi3": (
         "Phi3",
         GATED | {"sliding_window": 5} | rope(rope_type="default", partial_rotary_factor=0.5),

@@ -115,3 +115,13 @@ def test_sinusoids_interleave_sine_and_cosine(width):
         angle = np.asarray([0, 1, 30]) / 10000 ** (2 * (i // 2) / width)
         wave = np.cos(angle) if i % 2 else np.sin(angle)
         np.testing.assert_allclose(table[0, :, i], wave, atol=1e-5)
+
+
+def test_longrope_changes_its_factors_at_the_first_position_past_the_original_length():
+    scaling = RopeScaling("longrope", 4.0, 16, short_factors=(1.0, 2.0), long_factors=(4.0, 8.0))
+    temperature = math.sqrt(1 + math.log(4.0) / math.log(16))
+    for last, factors in ((15, (1.0, 2.0)), (16, (4.0, 8.0))):
+        positions = np.asarray([[3, last]])
+        cos, _ = rotary_tables(jnp.asarray(positions), 4, 100.0, scaling)
+        angles = positions[..., None] * np.asarray([1.0, 0.1]) / np.asarray(factors)
+        np.testing.assert_allclose(cos, temperature * np.cos(angles), rtol=1e-5, atol=1e-6)
