@@ -108,7 +108,7 @@ def test_configs_import_ml_collections_and_other_configs_only():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "module", ["jgpt.training.loop", "jgpt.generate", "jgpt.tokenizers.report"]
+    "module", ["jgpt.training.loop", "jgpt.generate", "jgpt.convert", "jgpt.tokenizers.report"]
 )
 def test_nothing_imports_torch_or_tensorflow(module):
     code = (

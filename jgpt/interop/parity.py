@@ -53,8 +53,10 @@ def compare(
     """Our logits beside those of `transformers` from the folder at `path`.
 
     Raises:
-        InteropError: transformers is not installed.
+        InteropError: transformers is not installed, or the model has an encoder and a decoder.
     """
+    if model.encoder_layers:
+        raise InteropError("verify compares models of one stack; this one has two")
     theirs = _their_logits(path, tokens)
     ours, _ = models.apply(model, variables, {"inputs": tokens})
     ours = np.asarray(ours)
@@ -71,7 +73,8 @@ def _their_logits(path: Path, tokens: np.ndarray) -> np.ndarray:
         import transformers
     except ImportError as error:
         raise InteropError("verify compares with transformers: pip install jgpt[parity]") from error
-    model = transformers.AutoModelForCausalLM.from_pretrained(
+    name = open_folder(path).family.architecture
+    model = getattr(transformers, name).from_pretrained(
         path, dtype=torch.float32, attn_implementation="eager"
     )
     with torch.no_grad():

@@ -105,6 +105,8 @@ class TensorFile:
 def _read_header(path: Path, file: Any, total: int) -> tuple[dict[str, Any], int]:
     """(header, byte at which the tensors begin)."""
     prefix = file.read(8)
+    if prefix == b"version ":
+        raise InteropError(f"{path} is a Git LFS pointer and not the file; fetch it (git lfs pull)")
     length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else total
     if (length > LONGEST_HEADER and length < total) or length > max(total, LONGEST_HEADER):
         raise InteropError(f"{path} is not a safetensors file; convert it with its own library")
@@ -124,10 +126,12 @@ def _entry(path: Path, name: str, values: Any, start: int) -> Entry:
         begin, end = values["data_offsets"]
     except (KeyError, TypeError, ValueError) as error:
         raise InteropError(f"{path}: the header's entry {name!r} is damaged") from error
+    if not all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end)):
+        raise InteropError(f"{path}: the header's entry {name!r} is damaged")
     if kind not in DTYPES:
         raise InteropError(f"{path}: {name} is of type {kind}; known: {', '.join(DTYPES)}")
     entry = Entry(DTYPES[kind], shape, start + begin)
-    if entry.size != end - begin or begin < 0:
+    if entry.size != end - begin:
         raise InteropError(f"{path}: {name} {list(shape)} does not fill bytes {begin} to {end}")
     return entry
 

@@ -266,7 +266,13 @@ def to_hf(
         files=files,
         largest_shard=largest_shard,
     )
-    return written, list(saved.notes)
+    notes = list(saved.notes)
+    if not {"tokenizer.json", "tokenizer_config.json"} & files.keys():
+        notes.append(
+            f"the run's tokenizer is none of transformers'; {target} has "
+            f"{' and '.join(files) or 'no tokenizer files'}"
+        )
+    return written, notes
 
 
 def _export_dtype(saved: Saved, wanted: str) -> np.dtype:

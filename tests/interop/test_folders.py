@@ -190,6 +190,11 @@ def cut_header(path):
     file.write_bytes(file.read_bytes()[:100])
 
 
+def damage_header(path):
+    file = min(path.glob("*.safetensors"))
+    file.write_bytes(file.read_bytes().replace(b'"shape": [', b'"shape": [-', 1))
+
+
 def pickles(path):
     for file in path.glob("*.safetensors*"):
         file.unlink()
@@ -220,6 +225,11 @@ BROKEN = {
         lambda p: min(p.glob("*.safetensors")).write_bytes(b"\xff" * 4000),
         "is not a safetensors file",
     ),
+    "pointer": (
+        lambda p: min(p.glob("*.safetensors")).write_text("version https://git-lfs.github.com\n"),
+        "is a Git LFS pointer",
+    ),
+    "damaged header": (damage_header, "entry .* is damaged"),
     "pickle only": (pickles, "pickles only"),
     "no weights": (empty, "has neither model.safetensors"),
     "wrong hash": (wrong_hash, "another sha256"),
