@@ -4,10 +4,11 @@ Each factory takes overrides: `PRESETS["llama3-8b"](num_layers=2)`.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
-from jgpt.config import ModelConfig, MoEConfig, RopeScaling
+from jgpt.config import LatentConfig, ModelConfig, MoEConfig, RopeScaling
 
 
 def _model(
@@ -247,6 +248,47 @@ def deepseek_moe_small(**overrides: Any) -> ModelConfig:
     )
 
 
+def deepseek_v2_lite(**overrides: Any) -> ModelConfig:
+    """DeepSeek-V2-Lite (DeepSeek-AI 2024, appendix B): latent attention, 64 experts."""
+    return _model(
+        overrides,
+        deepseek_moe_16b,
+        num_layers=27,
+        max_length=163840,
+        latent=LatentConfig(kv_rank=512),
+        rope_scaling=RopeScaling("yarn", 40.0, 4096, attention_factor=1.0),
+        attention_scale=(0.1 * 0.707 * math.log(40.0) + 1.0) ** 2,
+    )
+
+
+def deepseek_v3(**overrides: Any) -> ModelConfig:
+    """DeepSeek-V3 (DeepSeek-AI 2024), without the layer that predicts a second token."""
+    return _model(
+        overrides,
+        deepseek_v2_lite,
+        vocab_size=129280,
+        num_layers=61,
+        hidden_size=7168,
+        num_heads=128,
+        intermediate_size=18432,
+        num_leading_dense=3,
+        latent=LatentConfig(kv_rank=512, query_rank=1536),
+        attention_scale=(0.1 * math.log(40.0) + 1.0) ** 2,
+        moe=MoEConfig(
+            num_experts=256,
+            top_k=8,
+            intermediate_size=2048,
+            num_shared_experts=1,
+            router="sigmoid",
+            selection_bias=True,
+            num_groups=8,
+            top_groups=4,
+            routed_scale=2.5,
+            balance_coefficient=1e-4,
+        ),
+    )
+
+
 PRESETS: dict[str, Callable[..., ModelConfig]] = {
     "gpt2-small": gpt2,
     "gpt2-medium": functools.partial(
@@ -263,4 +305,6 @@ PRESETS: dict[str, Callable[..., ModelConfig]] = {
     "gemma2-2b": gemma2_2b,
     "deepseek-moe-16b": deepseek_moe_16b,
     "deepseek-moe-small": deepseek_moe_small,
+    "deepseek-v2-lite": deepseek_v2_lite,
+    "deepseek-v3": deepseek_v3,
 }

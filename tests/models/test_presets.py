@@ -23,6 +23,8 @@ PUBLISHED = {
     "qwen3-0.6b": 596_049_920,
     "gemma2-2b": 2_614_341_888,
     "deepseek-moe-16b": 16_375_728_128,
+    "deepseek-v2-lite": 15_706_484_224,
+    "deepseek-v3": 671_026_404_352,
 }
 """Numbers of weights in the released checkpoints."""
 

@@ -127,6 +127,19 @@ def test_an_extended_tokenizer_keeps_its_ids_and_reaches_the_new_ones(name, japa
     assert again.special_tokens == new.special_tokens
 
 
+@pytest.mark.parametrize(
+    "name, known, wanted", [("sentencepiece_bpe", " cat", "t東"), ("gpt2", "the", "e東")]
+)
+def test_old_merges_come_before_new_ones(name, known, wanted, tmp_path):
+    """A new piece that begins with the end of a known one does not break that up."""
+    BASES[name](tmp_path)
+    old = tokenizers.load(tmp_path)
+    assert len(extend.spelling(old, known)) == 1
+    new = extend.extend(tmp_path, [wanted]).tokenizer
+    assert len(extend.spelling(new, wanted)) == 1
+    assert extend.spelling(new, f"{known}東")[0] == extend.spelling(old, known)[0]
+
+
 def test_the_limit_takes_the_first_pieces(tmp_path, japanese):
     small_gpt2(tmp_path)
     old = tokenizers.load(tmp_path)

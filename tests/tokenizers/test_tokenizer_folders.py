@@ -234,7 +234,7 @@ def bert_vocabulary():
     """The characters of the corpus alone and as continuations, and a few longer pieces."""
     characters = sorted(set("".join(sentences(200))) - {" ", "　"})
     kept = [c for c in characters if c != "雪"]
-    longer = ["東京", "図書館", "##書館", "歩い", "##した", "the", "##in"]
+    longer = ["東京", "図書館", "##書館", "歩い", "##した", "the", "##in", "##x"]
     letters = [*"abcdefghijklmnopqrstuvwxyz0123456789,."]
     return list(dict.fromkeys([*WORDS, *kept, *(f"##{c}" for c in kept), *longer, *letters]))
 
