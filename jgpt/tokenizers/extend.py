@@ -13,7 +13,7 @@ from typing import Any
 import sentencepiece
 
 from jgpt.config import ConfigError
-from jgpt.tokenizers import huggingface, ranks, sentencepiece_model, store
+from jgpt.tokenizers import huggingface, sentencepiece_model, store
 from jgpt.tokenizers import sentencepiece as sentencepiece_tokenizer
 from jgpt.tokenizers.base import Tokenizer
 from jgpt.tokenizers.sentencepiece_model import Piece
@@ -85,8 +85,10 @@ def extend(
     """
     path = store.find(folder)
     old = store.load(path)
-    if path.suffix == ".json" and path.name != ranks.TEKKEN_FILE:
-        file = _JsonFile(json.loads(path.read_bytes()), old.vocab_size)
+    name = path.name
+    if isinstance(old, huggingface.HuggingFaceTokenizer):
+        name = huggingface.TOKENIZER_FILE
+        file = _JsonFile(json.loads(old.content), old.vocab_size)
     elif isinstance(old, sentencepiece_tokenizer.SentencePieceTokenizer):
         file = _ModelFile(path.read_bytes(), old)
     else:
@@ -113,7 +115,7 @@ def extend(
         tokenizer=tokenizer,
         first=old.vocab_size,
         added=added,
-        file=path.name,
+        file=name,
         content=content,
         left_out=[text for text in wanted if text not in reached],
     )

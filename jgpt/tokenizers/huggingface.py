@@ -46,7 +46,7 @@ class HuggingFaceTokenizer(Tokenizer):
         Raises:
             ConfigError: the library is missing, the file is broken or of another family.
         """
-        self._content = content
+        self.content = content
         self.roles = roles
         values = _parse(content)
         names = _names(values)
@@ -88,7 +88,7 @@ class HuggingFaceTokenizer(Tokenizer):
         )
 
     def _files(self) -> dict[str, bytes]:
-        return {TOKENIZER_FILE: self._content}
+        return {TOKENIZER_FILE: self.content}
 
     def _settings(self) -> dict[str, Any]:
         return {"roles": self.roles}
@@ -107,7 +107,11 @@ def load(path: Path) -> HuggingFaceTokenizer:
     Raises:
         ConfigError: as `HuggingFaceTokenizer`, or there is no end token.
     """
-    content = path.read_bytes()
+    return from_content(path.read_bytes(), path)
+
+
+def from_content(content: bytes, path: Path) -> HuggingFaceTokenizer:
+    """`load` of a content that is in no file; `path` is one beside which it would be."""
     values = _parse(content)
     ids = {name: token for token, name in _names(values).items()}
     declared = folder_settings.read(path.parent).roles

@@ -15,7 +15,7 @@ from typing import Any
 
 from jgpt.config import ConfigError, TokenizerConfig
 from jgpt.tokenizers import folder as folder_settings
-from jgpt.tokenizers import huggingface, ranks, sentencepiece, word, wordpiece
+from jgpt.tokenizers import huggingface, merges, ranks, sentencepiece, word, wordpiece
 from jgpt.tokenizers.base import METADATA_FILE, SPECIAL_TOKENS, Tokenizer
 from jgpt.tokenizers.byte import ByteTokenizer
 from jgpt.tokenizers.huggingface import HuggingFaceTokenizer
@@ -45,6 +45,7 @@ _FILES_IN_FOLDER = (
     "*.tiktoken",
     ranks.TEKKEN_FILE,
     wordpiece.VOCABULARY_FILE,
+    merges.VOCABULARY_FILE,
 )
 """Of a model's folder, the first that is there."""
 _RECIPE = 1
@@ -71,9 +72,10 @@ def load(path: str | os.PathLike) -> Tokenizer:
     """A saved tokenizer, the tokenizer of a Hugging Face model's folder, or one of its files.
 
     A folder written by `Tokenizer.save` is read as it was. In a model's folder the first of
-    `tokenizer.json`, a SentencePiece model, a file of ranks (`*.tiktoken`, `tekken.json`) and
-    `vocab.txt` decides, and the JSON files beside it name the added and special tokens. A folder
-    of class BertJapaneseTokenizer is read from its `vocab.txt`. `~` and `$VARIABLES` are expanded.
+    `tokenizer.json`, a SentencePiece model, a file of ranks (`*.tiktoken`, `tekken.json`),
+    `vocab.txt` and GPT-2's `vocab.json` decides, and the JSON files beside it name the added and
+    special tokens. A folder of class BertJapaneseTokenizer is read from its `vocab.txt`. `~` and
+    `$VARIABLES` are expanded.
 
     Raises:
         ConfigError: nothing there is a tokenizer, its content is not what was saved, or a package
@@ -110,6 +112,8 @@ def find(path: Path) -> Path:
 def _load_file(path: Path) -> Tokenizer:
     if path.suffix == ".tiktoken" or path.name.startswith("tekken"):
         return ranks.load(path)
+    if path.name == merges.VOCABULARY_FILE:
+        return merges.load(path)
     if path.suffix == ".json":
         return huggingface.load(path)
     if path.suffix == ".txt":

@@ -140,6 +140,17 @@ def test_old_merges_come_before_new_ones(name, known, wanted, tmp_path):
     assert extend.spelling(new, f"{known}東")[0] == extend.spelling(old, known)[0]
 
 
+def test_gpt2s_older_files_become_a_tokenizer_json(tmp_path):
+    gpt2_like(tmp_path)
+    model = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]), encoding="utf-8")
+    lines = "\n".join(" ".join(pair) for pair in model["merges"])
+    (tmp_path / "merges.txt").write_text(lines, encoding="utf-8")
+    found = extend.extend(tmp_path, ["東京"])
+    assert found.file == "tokenizer.json" and found.left_out == []
+
+
 def test_the_limit_takes_the_first_pieces(tmp_path, japanese):
     small_gpt2(tmp_path)
     old = tokenizers.load(tmp_path)

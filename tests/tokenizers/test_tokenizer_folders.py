@@ -10,6 +10,7 @@ import sys
 
 import pytest
 import sentencepiece
+from test_tokenizer_huggingface import gpt2_like
 from tokenizer_corpus import sentences
 
 from jgpt import tokenizers
@@ -308,6 +309,35 @@ def test_characters_after_whitespace_words(bert_vocabulary, tmp_path):
     assert ours.decode(ours.encode("東京 は")) == "東 京 は"
     assert ours.encode("雪") == [ours.unk_id]
     assert_saves(ours, tmp_path / "saved", PROSE)
+
+
+@pytest.mark.parity
+def test_gpt2s_older_files_have_transformers_ids(tmp_path):
+    transformers = pytest.importorskip("transformers", reason="the other implementation")
+    gpt2_like(tmp_path)
+    values = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    (tmp_path / "tokenizer.json").unlink()
+    vocabulary, merges = values["model"]["vocab"], values["model"]["merges"]
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges), ""]
+    (tmp_path / "merges.txt").write_text("\n".join(lines), encoding="utf-8")
+    size = len(vocabulary)
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<|user|>": size, "猫猫": size + 1}))
+    write_config(tmp_path, tokenizer_class="GPT2Tokenizer", eos_token="<|endoftext|>")
+    ours = tokenizers.load(tmp_path)
+    theirs = transformers.GPT2Tokenizer.from_pretrained(tmp_path)
+    for text in [*PROSE, "猫猫 the end", "#version # 1"]:
+        assert ours.encode(text) == theirs.encode(text, add_special_tokens=False)
+        assert ours.decode(ours.encode(text)) == text
+    assert ours.special_tokens["<|user|>"] == size
+    assert not set(ours.encode("<|user|><|endoftext|>")) & set(ours.special_tokens.values())
+    assert_saves(ours, tmp_path / "saved", PROSE)
+    (tmp_path / "merges.txt").unlink()
+    with pytest.raises(ConfigError, match=r"has no merges\.txt beside it"):
+        tokenizers.load(tmp_path)
+    write_config(tmp_path, tokenizer_class="Qwen2Tokenizer")
+    with pytest.raises(ConfigError, match=r"Qwen2Tokenizer without its tokenizer\.json"):
+        tokenizers.load(tmp_path)
 
 
 def mistral_files():
