@@ -259,8 +259,13 @@ def load(
 
 
 def _place(source: Source, sharding: jax.sharding.Sharding, dtype: Any) -> jax.Array:
+    pieces: dict[Any, np.ndarray] = {}  # devices that hold the same slice share one reading
+
     def read(index: Index) -> np.ndarray:
-        return source.read(index).astype(dtype, copy=False)
+        place = tuple((part.start, part.stop) for part in index)
+        if place not in pieces:
+            pieces[place] = source.read(index).astype(dtype, copy=False)
+        return pieces[place]
 
     array = jax.make_array_from_callback(source.shape, sharding, read)
     return array.block_until_ready()  # before the next is read: host copies do not pile up

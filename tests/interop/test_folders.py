@@ -317,23 +317,25 @@ def test_a_mesh_gets_what_one_device_gets(name, scan, tmp_path):
         np.testing.assert_array_equal(leaf, found[path], err_msg=path)
 
 
-def test_only_the_wanted_slices_are_read(tmp_path, monkeypatch):
+def test_only_the_wanted_slices_are_read_and_once(tmp_path, monkeypatch):
     write(tmp_path / "model", "mixtral")
     config, _ = load_here(tmp_path / "model")
     mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=2, tensor=2, expert=2))
     places = sharding.shardings(mesh, models.logical_axes(config), models.abstract_params(config))
-    largest = {}
+    largest, total = {}, {}
     read = interop_weights.Piece.read
 
     def counted(piece, index):
         found = read(piece, index)
         largest[piece.name] = max(largest.get(piece.name, 0), found.size)
+        total[piece.name] = total.get(piece.name, 0) + found.size
         return found
 
     monkeypatch.setattr(interop_weights.Piece, "read", counted)
     folder = open_folder(tmp_path / "model")
     load(folder, config, places, sharding.replicated(mesh))
     whole = {name: np.prod(folder.entry(name).shape) for name in largest}
+    assert total == whole
     expert = "model.layers.0.block_sparse_moe.experts.1.w1.weight"
     assert largest[expert] == whole[expert] / 4  # fsdp x tensor; the expert axis cuts the stack
     assert largest["model.embed_tokens.weight"] == whole["model.embed_tokens.weight"] / 4
