@@ -73,9 +73,13 @@ def _their_logits(path: Path, tokens: np.ndarray) -> np.ndarray:
         import transformers
     except ImportError as error:
         raise InteropError("verify compares with transformers: pip install jgpt[parity]") from error
-    name = open_folder(path).family.architecture
+    folder = open_folder(path)
+    name = (folder.config.get("architectures") or [folder.family.architecture])[0]
     model = getattr(transformers, name).from_pretrained(
         path, dtype=torch.float32, attn_implementation="eager"
     )
     with torch.no_grad():
-        return model.eval()(torch.tensor(tokens, dtype=torch.long)).logits.numpy()
+        out = model.eval()(torch.tensor(tokens, dtype=torch.long))
+    if "logits" not in out or out.logits.shape[-1] != folder.model.vocab_size:
+        raise InteropError(f"verify compares logits over the vocabulary, which {name} has not")
+    return out.logits.numpy()

@@ -22,7 +22,10 @@ from jgpt.config import (
     ConfigError,
     DataConfig,
     ModelConfig,
+    ObjectiveConfig,
+    SampleConfig,
     TokenizerConfig,
+    TrainConfig,
     from_config_dict,
 )
 from jgpt.interop.checkpoint import Leaf, read_array, write_checkpoint
@@ -118,11 +121,20 @@ def _notes(folder: Folder, name: str, tokenizer: Tokenizer | None) -> list[str]:
 
 def _config(path: Path, model: ModelConfig) -> Config:
     length = min(DataConfig().sequence_length, model.max_length)
+    changes = {}
+    if model.encoder_layers or model.attention == "bidirectional":  # continues no prompts
+        objective = "span_corruption" if model.encoder_layers else "mlm"
+        changes = {
+            "objective": ObjectiveConfig(name=objective),
+            "train": TrainConfig(sample_every=0),
+            "sample": SampleConfig(final_samples=0),
+        }
     return Config(
         name=path.resolve().name,
         model=model,
         tokenizer=TokenizerConfig(kind="huggingface", path=str(path.resolve())),
         data=DataConfig(sequence_length=length),
+        **changes,
     )
 
 

@@ -12,10 +12,14 @@ import tiny_folders
 from jgpt import convert, models
 from jgpt.config import Config, ConfigError, InitConfig, ModelConfig, from_config_dict
 from jgpt.generate import load_model
+from jgpt.interop.configs import read_config
+from jgpt.interop.export import export
+from jgpt.interop.families import FAMILIES
 from jgpt.interop.folder import open_folder
 from jgpt.interop.start import own_computation, prepare
 from jgpt.interop.weights import sources
 from jgpt.training import loop
+from jgpt.training.checkpoints import restore_params
 from jgpt.training.setup import set_up
 from jgpt.training.state_files import CheckpointError
 from jgpt.training.workdir import Workdir
@@ -109,6 +113,23 @@ def test_another_type_is_written_when_told(folder, converted, tmp_path):
     assert json.loads((out / "config.json").read_text())["torch_dtype"] == "float16"
     for name, value in values.items():
         np.testing.assert_array_equal(value.astype(np.float16), rounded[name])
+
+
+def test_an_encoder_becomes_a_run_with_an_objective_of_its_own(tmp_path):
+    sizes = {"vocab_size": 60, "num_hidden_layers": 2, "hidden_size": 24, "intermediate_size": 40}
+    settings = sizes | {"num_attention_heads": 3, "max_position_embeddings": 32}
+    config = read_config(FAMILIES["bert"], settings | {"architectures": ["BertForMaskedLM"]})
+    values = tiny_folders.weights(config)
+    export(tmp_path / "bert", config, values.__getitem__, dtype=np.dtype(np.float32))
+    path = tmp_path / "run"
+    assert convert.main(["from_hf", f"--folder={tmp_path}/bert", f"--workdir={path}"]) == 0
+    restored = restore_params(path)
+    assert restored.config.objective.name == "mlm"
+    table = restored.variables["params"]["embedding"]["table"]
+    np.testing.assert_array_equal(table, values["embedding/table"])
+    assert convert.main(["to_hf", f"--workdir={path}", f"--folder={tmp_path}/again"]) == 0
+    before, after = tensors(tmp_path / "bert"), tensors(tmp_path / "again")
+    assert all((before[name] == after[name]).all() for name in before.keys() | after.keys())
 
 
 @pytest.mark.slow
