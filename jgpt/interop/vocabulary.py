@@ -35,6 +35,8 @@ PIECES, MEAN, RANDOM = "pieces", "mean", "random"
 METHODS = (PIECES, MEAN, RANDOM)
 _VOCABULARY_AXIS = ("embedding/table", "head/kernel", "head/bias")
 """Our parameters whose tensors in the files have one row per token."""
+_CHUNK = 4096
+"""Rows."""
 _OTHER_FORMS = ("tokenizer.model", "spiece.model", "spm.model", "vocab.json", "merges.txt")
 """Of the tokenizer, stale beside an extended `tokenizer.json`."""
 
@@ -103,20 +105,38 @@ def grown(
             f"a vocabulary of {len(table)} rows with {len(spellings)} new tokens from {first} on "
             f"does not fit into {size}; a vocabulary is never made smaller"
         )
-    used = table[:first].astype(np.float32)
-    mean, deviation = used.mean(axis=0), used.std()
+    mean, deviation, whole_deviation = _moments(table[:first])
     result = np.empty((size, *table.shape[1:]), table.dtype)
     result[:first] = table[:first]
     draw = np.random.default_rng(rows.seed)
     for i in range(first, size):
         spelt = spellings[i - first] if i < first + len(spellings) else ()
-        row = used[list(spelt)].mean(axis=0) if spelt and rows.method == PIECES else mean
-        if rows.method == RANDOM:
-            row = mean + used.std(axis=0) * draw.standard_normal(mean.shape, np.float32)
+        row = mean
+        if spelt and rows.method == PIECES:
+            row = table[list(spelt)].astype(np.float32).mean(axis=0)
+        elif rows.method == RANDOM:
+            row = mean + deviation * draw.standard_normal(mean.shape, np.float32)
         if rows.noise:
-            row = row + rows.noise * deviation * draw.standard_normal(mean.shape, np.float32)
+            row = row + rows.noise * whole_deviation * draw.standard_normal(mean.shape, np.float32)
         result[i] = row.astype(table.dtype)
     return result
+
+
+def _moments(table: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """Mean and standard deviation of each column, and the deviation of all entries.
+
+    A few thousand rows are widened at a time: the table may be the largest tensor there is.
+    """
+    total = np.zeros(table.shape[1:], np.float64)
+    squares = np.zeros(table.shape[1:], np.float64)
+    for start in range(0, len(table), _CHUNK):
+        part = table[start : start + _CHUNK].astype(np.float64)
+        total += part.sum(axis=0)
+        squares += (part * part).sum(axis=0)
+    mean, second = total / len(table), squares / len(table)
+    columns = np.sqrt(np.maximum(second - mean * mean, 0))
+    whole = float(np.sqrt(max(second.mean() - mean.mean() ** 2, 0)))
+    return mean.astype(np.float32), columns.astype(np.float32), whole
 
 
 def extend_vocabulary(
