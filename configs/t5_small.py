@@ -1,4 +1,4 @@
-"""A Japanese T5 (version 1.1) on the embedded corpus: 4 M parameters, 3 minutes on two CPU cores.
+"""A Japanese T5 (version 1.1) on the embedded corpus: 1.7 M parameters, 4 minutes on two CPU cores.
 
     python -m jgpt.main --config=configs/t5_small.py
 
@@ -11,13 +11,15 @@ from configs import moe_small
 
 def get_config():
     c = moe_small.get_config()
-    c.name, c.objective.name = "t5_small", "span_corruption"
+    c.name, c.objective.name, c.objective.noise_density = "t5_small", "span_corruption", 0.25
+    c.objective.num_sentinels, c.tokenizer.vocab_size = 32, 1500
     m = c.model
+    m.num_layers, m.encoder_layers, m.hidden_size, m.intermediate_size = 3, 3, 128, 320
     m.ffn_pattern, m.moe.num_experts, m.num_kv_heads = ("dense",), 0, 0
-    m.num_layers, m.encoder_layers = 3, 3
     m.position, m.attention_scale = "relative", (m.hidden_size / m.num_heads) ** 0.5
-    m.ffn, m.intermediate_size, m.norm_epsilon = "geglu", 512, 1e-6
-    c.objective.num_sentinels = 32
-    c.optimizer.learning_rate = 2e-3
-    c.train.steps, c.train.sample_every, c.sample.final_samples = 500, 0, 0
+    m.ffn, m.norm_epsilon, m.init_std = "geglu", 1e-6, 0.05
+    c.data.batch_size, c.data.sequence_length = 32, 128
+    c.optimizer.learning_rate = 4e-3
+    c.train.steps, c.train.eval_every, c.checkpoint.every = 500, 250, 250
+    c.train.sample_every, c.sample.final_samples = 0, 0
     return c
