@@ -40,6 +40,7 @@ print(json.dumps({
     "collectives": [n for n in ("all-reduce", "all-gather", "reduce-scatter", "all-to-all")
                     if f" {n}" in text],
     "while": " while(" in text,
+    "kernels": text.count('custom_call_target="tpu_custom_call"'),
 }))
 """
 MODEL = {
@@ -91,5 +92,6 @@ def test_the_training_step_compiles_for_tpu(name):
     assert done.returncode == 0, done.stderr[-3000:]
     facts = json.loads(done.stdout.splitlines()[-1])
     assert facts["bytes"] < 2**30
+    assert facts["kernels"] >= 2, "attention runs in our kernels, forward and backward"
     assert facts["while"], "scanned layers compile to a loop"
     assert facts["collectives"], "a step on four chips communicates"

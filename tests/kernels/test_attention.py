@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jgpt.kernels import attention as attention_package
-from jgpt.kernels.attention import BACKENDS, attention, blockwise, reference, schedule
+from jgpt.kernels.attention import attention, blockwise, reference, schedule
 from jgpt.kernels.attention.mask import Indices, relative_bucket, visible
 from jgpt.typing import AlibiBias, Mask, RelativeBias
 
@@ -220,7 +220,7 @@ def test_reference_equals_jax_nn(causal, x64, quick_jit):
     assert relative_error(got, want) < 1e-6  # its softmax is float32 whatever the inputs
 
 
-@pytest.mark.parametrize("backend", list(BACKENDS))
+@pytest.mark.parametrize("backend", ["blockwise", "xla", "reference"])
 def test_no_gradient_flows_from_the_future(backend, quick_jit):
     arrays = {n: x.astype("float32") for n, x in inputs(20, 20).items()}
 
@@ -338,7 +338,7 @@ def test_named_backend_says_why_it_cannot(mask, options, reason):
 
 def test_bad_arguments_are_named():
     arrays = inputs(20, 20)
-    with pytest.raises(ValueError, match=r"'flash' is unknown; choose auto or one of blockwise"):
+    with pytest.raises(ValueError, match=r"'flash' is unknown; choose auto or one of pallas"):
         attention(mask=Mask(), backend="flash", **arrays)
     with pytest.raises(ValueError, match="do not divide 4 query heads"):
         attention(mask=Mask(), **arrays | {n: normal(1, BATCH, 20, 3, WIDTH) for n in "kv"})

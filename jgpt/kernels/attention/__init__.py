@@ -5,9 +5,7 @@ import logging
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
-
-from jgpt.kernels.attention import blockwise, reference, xla
+from jgpt.kernels.attention import blockwise, pallas_tpu, reference, xla
 from jgpt.typing import Array, Bias, Mask
 
 log = logging.getLogger(__name__)
@@ -24,6 +22,7 @@ class Backend(NamedTuple):
 
 
 BACKENDS: dict[str, Backend] = {
+    "pallas_tpu": Backend(pallas_tpu.attention, pallas_tpu.supports),
     "blockwise": Backend(blockwise.attention, blockwise.supports),
     "xla": Backend(xla.attention, xla.supports),
     "reference": Backend(reference.attention, reference.supports),
@@ -103,7 +102,7 @@ def _choose(backend: str, q: Array, k: Array, v: Array, mask: Mask, options: dic
 
 @functools.cache
 def _log_once(name: str, why: str) -> None:
-    log.info("attention backend: %s on %s (%s)", name, jax.default_backend(), why)
+    log.info("attention backend: %s on %s (%s)", name, pallas_tpu.device_kind(), why)
 
 
 def _check(q: Array, k: Array, v: Array, mask: Mask, sinks: Array | None) -> None:

@@ -31,16 +31,8 @@ def visible(
     `mask.prefix_lengths` are of whole rows, and so is what else `mask` holds.
     """
     query, key = at.query[:, :, None], at.key[:, None, :]
-    parts = []
-    if mask.causal:
-        seen = key <= query
-        if mask.prefix_lengths is not None:
-            seen |= key < mask.prefix_lengths[:, None, None]
-        parts.append(seen)
-    if mask.window:
-        parts.append(abs(query - key) < mask.window)
-    if mask.block_size:
-        parts.append(block_visible(mask, query // mask.block_size, key // mask.block_size))
+    prefix = None if mask.prefix_lengths is None else mask.prefix_lengths[:, None, None]
+    parts = structure(mask, query, key, prefix)
     if mask.kv_positions is not None:
         parts.append(key >= 0)
     if q_segment_ids is not None:
@@ -52,6 +44,19 @@ def visible(
     for part in parts[1:]:
         allowed = allowed & part
     return allowed
+
+
+def structure(mask: Mask, query: Array, key: Array, prefix: Array | None) -> list[Array]:
+    """What each part of the mask that goes by indices allows, of indices that broadcast."""
+    parts = []
+    if mask.causal:
+        seen = key <= query
+        parts.append(seen if prefix is None else seen | (key < prefix))
+    if mask.window:
+        parts.append(abs(query - key) < mask.window)
+    if mask.block_size:
+        parts.append(block_visible(mask, query // mask.block_size, key // mask.block_size))
+    return parts
 
 
 def block_visible(mask: Mask, query_block: Array, key_block: Array) -> Array:

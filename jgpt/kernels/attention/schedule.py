@@ -22,8 +22,13 @@ class Schedule:
     """For each query block, its key blocks."""
     columns: tuple[tuple[int, ...], ...]
     """For each key block, its query blocks."""
-    masked: bool
-    """Whether something is forbidden inside of the blocks, or they reach past the last key."""
+    partial: tuple[tuple[bool, ...], ...]
+    """For each block of `rows`, whether something in it is forbidden or lies past the last key."""
+
+    @property
+    def masked(self) -> bool:
+        """Whether any block is partial."""
+        return any(map(any, self.partial))
 
 
 def even_block(length: int, limit: int) -> int:
@@ -43,19 +48,20 @@ def make_schedule(
     explicit = mask.q_positions is not None or mask.kv_positions is not None
     dynamic = mask.q_segment_ids is not None or mask.prefix_lengths is not None
     needed = np.zeros((-(-queries // query_block), -(-keys // key_block)), bool)
-    masked = explicit or dynamic or keys % key_block != 0
+    partial = np.full(needed.shape, explicit or dynamic)
+    partial[:, -1] |= keys % key_block != 0
     for i, j in np.ndindex(needed.shape):
         query = np.arange(i * query_block, min((i + 1) * query_block, queries))
         key = np.arange(j * key_block, min((j + 1) * key_block, keys))
         some, every = (True, False) if explicit else _cover(mask, query, key)
         needed[i, j] = some
-        masked |= some and not every
+        partial[i, j] |= not every
     return Schedule(
         query_block=query_block,
         key_block=key_block,
         rows=tuple(tuple(map(int, np.flatnonzero(row))) for row in needed),
         columns=tuple(tuple(map(int, np.flatnonzero(column))) for column in needed.T),
-        masked=masked,
+        partial=tuple(tuple(map(bool, part[row])) for part, row in zip(partial, needed)),
     )
 
 
