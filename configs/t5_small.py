@@ -1,4 +1,4 @@
-"""A Japanese T5 (version 1.1) on the embedded corpus: 1.7 M parameters, 4 minutes on two CPU cores.
+"""A Japanese T5 (version 1.1) on the embedded corpus: 1.7 M parameters, 5 minutes on two CPU cores.
 
     python -m jgpt.main --config=configs/t5_small.py
 

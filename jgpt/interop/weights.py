@@ -273,10 +273,10 @@ def _place(source: Source, sharding: jax.sharding.Sharding, dtype: Any) -> jax.A
 
 def _scanned(found: Mapping[str, Source], path: str, model: ModelConfig) -> Source:
     """The source of a parameter: one layer's, or all of a scan's (`layers/block_0/...`)."""
-    scan = re.match(r"layers/block_(\d+)/(.+)", path)
+    scan = re.match(r"(encoder/)?layers/block_(\d+)/(.+)", path)
     if not scan:
         return found[path]
-    where = layout(model)
-    block, rest = int(scan[1]), scan[2]
+    stack, block, rest = scan[1] or "", int(scan[2]), scan[3]
+    where = layout(model.encoder if stack else model)
     layers = [where.layer(period, block) for period in range(where.periods)]
-    return Stack(tuple(found[f"layers_{layer}/{rest}"] for layer in layers))
+    return Stack(tuple(found[f"{stack}layers_{layer}/{rest}"] for layer in layers))

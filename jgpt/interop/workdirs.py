@@ -7,6 +7,7 @@ A workdir that came from a folder keeps, in `huggingface/`, what only the other 
 import dataclasses
 import functools
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -215,7 +216,9 @@ def unrolled_reader(saved: Saved) -> Callable[[str], np.ndarray]:
     """
     model = saved.config.model
     scanned = is_scanned(saved.arrays[saved.weights])
-    where = layout(model)
+    layouts = {"": layout(model)}
+    if model.encoder_layers:
+        layouts["encoder/"] = layout(model.encoder)
     moe = moe_layers(model)
 
     @functools.lru_cache(maxsize=3)  # query, key and value may be one tensor of theirs
@@ -223,13 +226,15 @@ def unrolled_reader(saved: Saved) -> Callable[[str], np.ndarray]:
         return saved.read(path)
 
     def read(path: str) -> np.ndarray:
-        first, _, rest = path.partition("/")
-        layer = int(first.removeprefix("layers_")) if first.startswith("layers_") else -1
-        if first == SELECTION_BIAS:
-            return whole(SELECTION_BIAS)[moe.index(int(rest.removeprefix("layers_")))]
-        if scanned and where.first <= layer < where.stop:
-            period, block = divmod(layer - where.first, where.period)
-            return whole(f"{saved.weights}/layers/block_{block}/{rest}")[period]
+        if path.startswith(SELECTION_BIAS):
+            return whole(SELECTION_BIAS)[moe.index(int(path.rpartition("_")[2]))]
+        layer = re.match(r"(encoder/)?layers_(\d+)/(.+)", path)
+        if scanned and layer:
+            stack, index, rest = layer[1] or "", int(layer[2]), layer[3]
+            where = layouts[stack]
+            if where.first <= index < where.stop:
+                period, block = divmod(index - where.first, where.period)
+                return whole(f"{saved.weights}/{stack}layers/block_{block}/{rest}")[period]
         return saved.read(f"{saved.weights}/{path}")
 
     return read

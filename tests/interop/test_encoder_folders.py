@@ -1,5 +1,6 @@
 """Encoders' and T5's folders as `transformers` writes them: equal here, and ours equal there."""
 
+import dataclasses
 import json
 
 import jax
@@ -15,6 +16,7 @@ from jgpt.interop.description import InteropError
 from jgpt.interop.export import export
 from jgpt.interop.folder import open_folder
 from jgpt.interop.parity import on_one_device
+from jgpt.interop.weights import load
 from jgpt.trees import leaves_by_path
 
 torch = pytest.importorskip("torch", reason="transformers models run on torch")
@@ -236,6 +238,20 @@ def test_t5_there_and_back(tmp_path):
     gradients_as_folder(model, tmp_path / "gradients")
     _, expected = on_one_device(tmp_path / "gradients")
     check_gradients(gradients, expected["params"])
+
+
+def test_t5_loads_scanned(tmp_path):
+    """Both stacks in the form of accelerators: the same weights."""
+    random_model("T5", T5, "ForConditionalGeneration").save_pretrained(tmp_path)
+    config, variables = on_one_device(tmp_path)
+    scanned = dataclasses.replace(config, scan_layers="on")
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    places = jax.tree.map(lambda _: here, models.abstract_params(scanned))
+    found = load(open_folder(tmp_path), scanned, places, here)["params"]
+    assert "layers" in found and "layers" in found["encoder"]
+    expected = leaves_by_path(variables["params"])
+    for path, leaf in leaves_by_path(models.restack(found, scanned, scan=False)).items():
+        np.testing.assert_array_equal(leaf, expected[path])
 
 
 def test_t5_writes_what_transformers_writes(tmp_path):
