@@ -17,6 +17,7 @@ YARN = {"head_dim": 16, "rope_theta": 100.0, "rope_scaling": RopeScaling("yarn",
 LLAMA3 = {"head_dim": 16, "rope_theta": 100.0, "rope_scaling": RopeScaling("llama3", 4.0, 64)}
 GROUPS = tiny_moe(num_experts=8, num_groups=4, top_groups=1)
 LATENT = {"num_kv_heads": 0, "latent": LatentConfig(8, 0, 4, 4, 4)}
+LONG = RopeScaling("longrope", 4.0, 64, short_factors=(1.0,) * 8, long_factors=(2.0,) * 8)
 SPARSE = BlockSparse(2, 1, 1, 0)
 
 OPTIONS = {
@@ -91,6 +92,11 @@ OPTIONS = {
     "rope_scaling.low_frequency_factor": (LLAMA3, 0.01),
     "rope_scaling.high_frequency_factor": (LLAMA3, 1.1),
     "rope_scaling.attention_factor": (YARN, 2.0),
+    "rope_scaling.short_factors": ({"head_dim": 16, "rope_scaling": LONG}, (1.5,) * 8),
+    "rope_scaling.long_factors": (
+        {"head_dim": 16, "rope_scaling": dataclasses.replace(LONG, original_length=8)},
+        (3.0,) * 8,
+    ),
     "block_sparse.block_size": ({"block_sparse": SPARSE}, 3),
     "block_sparse.num_local_blocks": ({"block_sparse": SPARSE}, 2),
     "block_sparse.num_global_blocks": ({"block_sparse": SPARSE}, 0),
