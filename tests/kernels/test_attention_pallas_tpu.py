@@ -74,6 +74,22 @@ def test_every_grouping_of_heads_and_two_widths(kv_heads, quick_jit):
     assert max(jax.tree.leaves(errors)) < 5e-5, errors
 
 
+def test_parts_of_the_diagonal_equal_the_whole(quick_jit):
+    """Squares of 256 are cut in two; everything that a part has to cut along goes with it."""
+    with jax.enable_x64(True):
+        arrays = inputs(300, 300, 2, 1)
+        ids = segments(300)
+        mask = Mask(q_segment_ids=ids, kv_segment_ids=ids)
+        options = {
+            "softcap": 2.0,
+            "sinks": normal(5, 2),
+            "bias": AlibiBias(jnp.asarray([0.05, 0.01])),
+        }
+    got, want = both_ways(arrays, mask, options, quick_jit, blocks=(256, 256))
+    errors = jax.tree.map(relative_error, got, want)
+    assert max(jax.tree.leaves(errors)) < 5e-5, errors
+
+
 @pytest.mark.parametrize(
     "mask, options",
     [
@@ -171,7 +187,7 @@ def test_over_a_mesh_every_gradient_is_that_of_one_device(quick_jit):
             n: jnp.concatenate([x, 2 * x]) if n in "qkv" else x for n, x in inputs(12, 12).items()
         }
         ids = jnp.concatenate([segments(12), segments(12, seed=5)])
-        options = {"sinks": normal(5, HEADS), "bias": AlibiBias(normal(6, HEADS))}
+        options = {"sinks": normal(5, HEADS), "bias": AlibiBias(abs(normal(6, HEADS)))}
     arrays, options = float32(arrays), float32(options)
     mask = Mask(q_segment_ids=ids, kv_segment_ids=ids)
     kernels = functools.partial(pallas_tpu.attention, blocks=(8, 8), interpret=True)
@@ -211,7 +227,7 @@ import sys
 import jax, jax.numpy as jnp, numpy as np
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
-from jgpt.kernels.attention import attention
+from jgpt.kernels.attention import attention, pallas_tpu
 from jgpt.typing import AlibiBias, Mask
 
 topology = topologies.get_topology_desc(platform="tpu", topology_name=sys.argv[1])
@@ -252,6 +268,8 @@ with jax.sharding.use_abstract_mesh(mesh):
           prefix=True)
     check("block-sparse, short", 40, 40, 2, 1, 128, block_size=8, num_local_blocks=2,
           num_global_blocks=1)
+    chip = pallas_tpu.CHIPS[pallas_tpu.device_kind()]
+    check("longest", 2048, pallas_tpu.longest(chip, 128, 128), 1, 1, 128, causal=False)
 """
 
 
@@ -275,4 +293,4 @@ def test_both_passes_compile_for_tpu(topology):
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-    assert done.stdout.count("ok ") == 5
+    assert done.stdout.count("ok ") == 6

@@ -40,8 +40,8 @@ class Chip(NamedTuple):
 
 
 CHIPS = {
-    "TPU v5 lite": Chip(512, 1024, 100 * MIB),
-    "TPU v5": Chip(512, 1024, 48 * MIB),
+    "TPU v5 lite": Chip(1024, 1024, 100 * MIB),
+    "TPU v5": Chip(1024, 1024, 56 * MIB),
     "TPU v6 lite": Chip(1024, 1024, 100 * MIB),
 }
 """By device kind; blocks are limits, shorter rows have smaller ones."""
@@ -92,9 +92,10 @@ def _chip(kind: str) -> Chip:
 
 
 def longest(chip: Chip, width: int, value_width: int) -> int:
-    """Keys of which the gradients fit in VMEM, twice in float32, with a third left to the rest."""
+    """Keys of which the gradients fit in VMEM, twice in float32, beside six blocks of scores."""
     lanes = _up(width, LANES) + _up(value_width, LANES)
-    return chip.vmem_bytes * 2 // 3 // (2 * 4 * lanes) // LANES * LANES
+    room = chip.vmem_bytes - 6 * 4 * chip.query_block * chip.key_block
+    return room // (2 * 4 * lanes) // LANES * LANES
 
 
 def _up(size: int, step: int) -> int:

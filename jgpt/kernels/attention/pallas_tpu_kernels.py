@@ -13,7 +13,7 @@ scores [keys, queries], where statistics of queries are one row that broadcasts 
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -29,10 +29,13 @@ from jgpt.typing import Array, Mask
 LANES = 128
 LOG2_E = math.log2(math.e)
 FORBIDDEN = -1e30
+DIAGONAL_PARTS = 4
+"""Into so many parts a square on the diagonal is cut, which computes 5/8 of it."""
 LOWEST = -1e29
 """A row maximum never falls below this, so that 2**(FORBIDDEN - maximum) is 0."""
-FIRST, LAST, PARTIAL, RUN = 1, 2, 4, 8
-"""Bits of a step's kind: the row begins, it ends, the block needs its mask, there is work."""
+FIRST, LAST, PARTIAL, RUN, DIAGONAL = 1, 2, 4, 8, 16
+"""Bits of a step's kind: the row begins, it ends, the block needs its mask, there is work, and the
+block is a square on the diagonal of a causal mask, of which the upper half is left out."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Steps:
     columns: Array
     """[n, P] int32: block of keys to have in VMEM; the last one again where there is no work."""
     kinds: Array
-    """[n, P] int32: bits FIRST, LAST, PARTIAL, RUN."""
+    """[n, P] int32: bits FIRST, LAST, PARTIAL, RUN, DIAGONAL."""
     prefixes: Array
     """[n] int32: prefix lengths; 0 where there are none."""
 
@@ -91,7 +94,10 @@ def make_steps(static: Static, extras: Extras, prefix_lengths: Array | None) -> 
     """
     rows, columns, kinds = [], [], []
     for i, (row, partial) in enumerate(zip(static.schedule.rows, static.schedule.partial)):
-        steps = [RUN | PARTIAL * part for part in partial] or [0]
+        steps = [
+            RUN | PARTIAL * part | DIAGONAL * (_halved(static) and part and i == j)
+            for j, part in zip(row, partial)
+        ] or [0]
         steps[0] |= FIRST
         steps[-1] |= LAST
         rows += [i] * len(steps)
@@ -108,6 +114,12 @@ def make_steps(static: Static, extras: Extras, prefix_lengths: Array | None) -> 
     count = len(tables[0])
     prefixes = jnp.zeros(count, jnp.int32) if prefix_lengths is None else prefix_lengths
     return Steps(jnp.asarray(rows), *tables, prefixes)
+
+
+def _halved(static: Static) -> bool:
+    """Whether blocks on the diagonal have nothing above it."""
+    schedule = static.schedule
+    return static.mask.causal and not static.prefix and schedule.query_block == schedule.key_block
 
 
 def _meetings(
@@ -158,14 +170,25 @@ class _Block:
     q_segments: Array | None
     kv_segments: Array | None
     query_axis: int
+    queries: slice
+    keys: slice
+
+    def part(self, queries: slice, keys: slice) -> "_Block":
+        """The rectangle of these rows and columns."""
+        q_ids, kv_ids = self.q_segments, self.kv_segments
+        if q_ids is not None:
+            q_ids = q_ids[(slice(None), queries) if self.query_axis else queries]
+            kv_ids = kv_ids[keys if self.query_axis else (slice(None), keys)]
+        return replace(self, queries=queries, keys=keys, q_segments=q_ids, kv_segments=kv_ids)
 
     def _indices(self) -> tuple[Array, Array]:
         schedule = self.static.schedule
-        shape = (schedule.query_block, schedule.key_block)
+        shape = (self.queries.stop - self.queries.start, self.keys.stop - self.keys.start)
         shape = shape[::-1] if self.query_axis else shape
         query = lax.broadcasted_iota(jnp.int32, shape, self.query_axis)
         key = lax.broadcasted_iota(jnp.int32, shape, 1 - self.query_axis)
-        return query + self.row * schedule.query_block, key + self.column * schedule.key_block
+        query += self.row * schedule.query_block + self.queries.start
+        return query, key + (self.column * schedule.key_block + self.keys.start)
 
     def distance(self) -> Array:
         """|query index - key index| as float32."""
@@ -214,16 +237,39 @@ def _block(static: Static, refs: dict, head: Array, query_axis: int) -> tuple[_B
         q_segments=refs["q_segments"][...] if segments else None,
         kv_segments=refs["kv_segments"][...] if segments else None,
         query_axis=query_axis,
+        queries=slice(0, static.schedule.query_block),
+        keys=slice(0, static.schedule.key_block),
     )
     return block, refs["kinds"][table, step]
 
 
-def _run(kind: Array, compute: Any, partial: tuple[tuple[bool, ...], ...]) -> None:
-    """`compute(masked)` for a step with work, in the forms that the schedule has."""
-    flat = [part for row in partial for part in row]
-    for masked in sorted(set(flat)):
-        wanted = RUN | PARTIAL if masked else RUN
-        pl.when(kind & (RUN | PARTIAL) == wanted)(functools.partial(compute, masked))
+def _run(block: _Block, kind: Array, compute: Any) -> None:
+    """`compute(part, partial)` for what a step has to compute, in the forms that the schedule has.
+
+    A square on the diagonal goes in parts, `block.query_axis` of 0 cutting it into rows that end at
+    the diagonal, 1 into columns that begin there.
+    """
+    static, size = block.static, block.queries.stop
+    forms = {part for row in static.schedule.partial for part in row}
+    wanted = RUN | PARTIAL | DIAGONAL
+    for partial in sorted(forms):
+        form = RUN | PARTIAL * partial
+
+        @pl.when(kind & wanted == form)
+        def _whole(partial=partial):
+            compute(block, partial)
+
+    if _halved(static):
+        step = -(-size // (DIAGONAL_PARTS * LANES)) * LANES
+
+        @pl.when(kind & wanted == wanted)
+        def _diagonal():
+            for start in range(0, size, step):
+                stop = min(start + step, size)
+                if block.query_axis:
+                    compute(block.part(slice(start, size), slice(start, stop)), True)
+                else:
+                    compute(block.part(slice(start, stop), slice(0, stop)), True)
 
 
 def forward_kernel(static: Static, refs: dict) -> None:
@@ -242,19 +288,20 @@ def forward_kernel(static: Static, refs: dict) -> None:
             total[...] = jnp.ones(total.shape, jnp.float32)
         mixed[...] = jnp.zeros(mixed.shape, jnp.float32)
 
-    def compute(masked: bool) -> None:
-        v = refs["v"][...]
-        logits, _ = block.logits(_dot(refs["q"][...], refs["k"][...], (1, 1)), masked)
-        old = highest[...]
+    def compute(part: _Block, partial: bool) -> None:
+        rows, columns = part.queries, part.keys
+        k, v = refs["k"][columns, :], refs["v"][columns, :]
+        logits, _ = part.logits(_dot(refs["q"][rows, :], k, (1, 1)), partial)
+        old = highest[rows, :]
         new = jnp.maximum(old, logits.max(1, keepdims=True))
         weights = jnp.exp2(logits - _across(new, logits.shape[1]))
         shrink = jnp.exp2(old - new)
-        highest[...] = new
-        total[...] = total[...] * shrink + weights.sum(1, keepdims=True)
+        highest[rows, :] = new
+        total[rows, :] = total[rows, :] * shrink + weights.sum(1, keepdims=True)
         product = _dot(weights.astype(v.dtype), v, (1, 0))
-        mixed[...] = mixed[...] * _across(shrink, v.shape[1]) + product
+        mixed[rows, :] = mixed[rows, :] * _across(shrink, v.shape[1]) + product
 
-    _run(kind, compute, static.schedule.partial)
+    _run(block, kind, compute)
 
     @pl.when(kind & LAST > 0)
     def _end():
@@ -284,23 +331,26 @@ def backward_kernel(static: Static, refs: dict) -> None:
         if dslopes is not None:
             dslopes[...] = jnp.zeros(dslopes.shape, jnp.float32)
 
-    def compute(masked: bool) -> None:
-        q, k, v, dout = (refs[n][...] for n in ("q", "k", "v", "dout"))
-        logits, slope = block.logits(_dot(k, q, (1, 1)), masked)
-        probabilities = jnp.exp2(logits - refs["normalizer"][...])
-        key_block = static.schedule.key_block
-        at = pl.ds(pl.multiple_of(block.column * key_block, key_block), key_block)
+    def compute(part: _Block, partial: bool) -> None:
+        rows, columns = part.queries, part.keys
+        q, dout = refs["q"][rows, :], refs["dout"][rows, :]
+        k, v = refs["k"][columns, :], refs["v"][columns, :]
+        logits, slope = part.logits(_dot(k, q, (1, 1)), partial)
+        probabilities = jnp.exp2(logits - refs["normalizer"][:, rows])
+        start = part.column * static.schedule.key_block + columns.start
+        size = columns.stop - columns.start
+        at = pl.ds(pl.multiple_of(start, math.gcd(size, static.schedule.key_block)), size)
         refs["dv"][at, :] += _dot(probabilities.astype(dout.dtype), dout, (1, 0))
-        ds = probabilities * (_dot(v, dout, (1, 1)) - refs["along"][...])
+        ds = probabilities * (_dot(v, dout, (1, 1)) - refs["along"][:, rows])
         if dslopes is not None:
-            dslopes[...] -= (ds * block.distance()).sum(0, keepdims=True)
+            dslopes[:, rows] -= (ds * part.distance()).sum(0, keepdims=True)
         if slope is not None:
             ds *= slope
         ds = ds.astype(q.dtype)
         refs["dk"][at, :] += _dot(ds, q, (1, 0))
-        dq[...] += _dot(ds, k, (0, 0))
+        dq[rows, :] += _dot(ds, k, (0, 0))
 
-    _run(kind, compute, static.schedule.partial)
+    _run(block, kind, compute)
 
     @pl.when(kind & LAST > 0)
     def _end():
