@@ -4,8 +4,8 @@
         --config.data.sources='jsonl:/data/*.jsonl.zst' --workdir=runs/continued
 
 Then `python -m jgpt.convert to_hf --workdir=runs/continued --folder=OUT`. For an accelerator:
-weights in float32, computed in bfloat16 (on a CPU add `--config.model.dtype=float32`), cut over all
-devices; a lower learning rate than from scratch.
+weights in float32, computed in bfloat16, cut over all devices; a lower learning rate than from
+scratch.
 """
 
 from configs import default

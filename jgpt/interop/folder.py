@@ -21,7 +21,7 @@ INDEX_FILE = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 HASHES = ("*.sha256", "sha256sum*", "SHA256SUM*")
 TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer.model", "spiece.model", "tokenizer_config.json",
+    "tokenizer.json", "tokenizer.model", "spiece.model", "spm.model", "tokenizer_config.json",
     "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
     "chat_template.jinja", "chat_template.json", "tekken.json",
 )  # fmt: skip

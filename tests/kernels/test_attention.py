@@ -208,6 +208,18 @@ def test_low_precision_stays_close_to_float64(backend, dtype, tolerance, quick_j
     assert max(jax.tree.leaves(errors)) < tolerance, errors
 
 
+@pytest.mark.parametrize("length", [16, 64, 100])
+def test_bfloat16_gradients_run_in_one_block_and_in_few(length):
+    """Compiled in full: what the backend cannot run shows only there."""
+    arrays = {name: x.astype(jnp.bfloat16) for name, x in inputs(length, length).items()}
+
+    def total(arrays):
+        return (blockwise.attention(mask=Mask(causal=True), **arrays).astype(jnp.float32) ** 2).sum()
+
+    gradients = jax.jit(jax.grad(total))(arrays)
+    assert all(jnp.isfinite(x.astype(jnp.float32)).all() for x in jax.tree.leaves(gradients))
+
+
 @pytest.mark.parametrize("causal", [True, False])
 def test_reference_equals_jax_nn(causal, x64, quick_jit):
     arrays = inputs(19, 19) | {"scale": 0.4}

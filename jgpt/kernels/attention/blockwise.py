@@ -125,9 +125,12 @@ def _for_each(
     """`carry, out = body(carry, span, fold)` for each line; the outs joined along their axis 2.
 
     `span` is that of the line, of size `block`. `fold(step, state)` is the state after `state =
-    step(state, span)` for each block in the line, of size `other`.
+    step(state, span)` for each block in the line, of size `other`. One line alone is never
+    unrolled: without its slices, XLA's CPU backend would fold transposes of bfloat16 operands into
+    products that it then cannot run.
     """
-    walk = _unrolled if sum(map(len, lines)) <= MAX_UNROLLED else _looped
+    few = len(lines) > 1 and sum(map(len, lines)) <= MAX_UNROLLED
+    walk = _unrolled if few else _looped
     carry, outs = walk(lines, block, other, body, carry)
     return carry, jax.tree.map(_join, outs)
 
