@@ -214,7 +214,8 @@ def test_bfloat16_gradients_run_in_one_block_and_in_few(length):
     arrays = {name: x.astype(jnp.bfloat16) for name, x in inputs(length, length).items()}
 
     def total(arrays):
-        return (blockwise.attention(mask=Mask(causal=True), **arrays).astype(jnp.float32) ** 2).sum()
+        out = blockwise.attention(mask=Mask(causal=True), **arrays)
+        return (out.astype(jnp.float32) ** 2).sum()
 
     gradients = jax.jit(jax.grad(total))(arrays)
     assert all(jnp.isfinite(x.astype(jnp.float32)).all() for x in jax.tree.leaves(gradients))

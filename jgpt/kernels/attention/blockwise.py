@@ -125,12 +125,9 @@ def _for_each(
     """`carry, out = body(carry, span, fold)` for each line; the outs joined along their axis 2.
 
     `span` is that of the line, of size `block`. `fold(step, state)` is the state after `state =
-    step(state, span)` for each block in the line, of size `other`. One line alone is never
-    unrolled: without its slices, XLA's CPU backend would fold transposes of bfloat16 operands into
-    products that it then cannot run.
+    step(state, span)` for each block in the line, of size `other`.
     """
-    few = len(lines) > 1 and sum(map(len, lines)) <= MAX_UNROLLED
-    walk = _unrolled if few else _looped
+    walk = _unrolled if sum(map(len, lines)) <= MAX_UNROLLED else _looped
     carry, outs = walk(lines, block, other, body, carry)
     return carry, jax.tree.map(_join, outs)
 
@@ -267,7 +264,9 @@ def _backward(static: Static, saved: Any, dout: Array) -> tuple[Smooth, None]:
     (dq, dbias), (dk, dv) = _for_each(
         schedule.columns, schedule.key_block, row_block, one_column, (dq, dbias)
     )
-    dq = dq.swapaxes(2, 3)
+    # Of a single block, XLA would turn the transpose of the product into a product of other
+    # operands, which its CPU backend cannot run in bfloat16.
+    dq = lax.optimization_barrier(dq).swapaxes(2, 3)
     gradient = Smooth(
         q=(dq * smooth.scale).astype(smooth.q.dtype),
         k=dk,
