@@ -1,257 +1,160 @@
 """TPU kernels without a TPU: cycles that the TPU compiler estimates from its final instructions.
 
     pip install "jax[tpu]"
-    python experiments/benchmarks/kernels.py --chip v5e [--case "causal 4096, forward"]
+    python experiments/benchmarks/kernels.py --chip v5e --kernel attention [--case NAME]
 
-Ours beside jax's flash and splash attention, one head, bf16, causal; every operation of the program
-counts. The estimate runs the kernel's scalar code but knows no run-time values, so tables that
-tell a kernel its blocks are replaced by arithmetic on the grid's indices, for ours and for splash
-alike. `floor`: the products of the causal half (two forward, five backward) at the unit's rate.
-Each figure is compiled in a process of its own, since the compiler takes its settings from the
-environment. Prints a table, and one JSON line last.
+Ours beside public kernels on the same problem, every operation of the program counted, one chip.
+`floor`: the larger of the needed multiply-adds at the matrix unit's rate and the needed bytes at
+HBM's. Each figure is compiled in a process of its own, since the compiler takes its settings from
+the environment. With `--trace` (for a libtpu that knows the option) the bytes that DMAs move are
+counted too, and a figure is the larger of the cycles and those bytes at HBM's rate, since the
+estimate lets concurrent DMAs each have the whole bandwidth; executed matrix instructions go into
+the JSON. Prints a table for each kernel, and one JSON line last.
 """
 
 import argparse
-import contextlib
+import importlib
+import json
 import os
 import pathlib
 import re
 import subprocess
 import sys
 import tempfile
+from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.experimental import pallas as pl
 from jax.experimental import topologies
 
 from experiments.benchmarks import harness
-from jgpt.kernels.attention import pallas_tpu, pallas_tpu_kernels
-from jgpt.kernels.attention.schedule import make_schedule
-from jgpt.typing import Mask
+from experiments.benchmarks.kernel_cases import CHIPS, Case, without_tables
 
-WIDTH = 128
-CASES = {
-    f"causal {length}, {what}": (length, what)
-    for length in (2048, 4096)
-    for what in ("forward", "both")
-}
-CONTENDERS = {
-    "ours": (1024,),
-    "ours 512": (512,),
-    "flash 512": (512,),
-    "flash 1024": (1024,),
-    "splash 512": (512,),
-    "splash 1024": (1024,),
-    "splash 1024/512": (1024, 512),
-}
-"""Rows and columns of a block; splash may compute on fewer keys at once."""
-RATE = {"v5e": 4 * 128 * 128, "v6e": 4 * 256 * 256}
-"""Multiply-adds of bf16 per cycle."""
+KERNELS = ("attention",)
+MEMORY = 12 * 2**30
+"""Bytes that a compiler may take; it unrolls loops to count their cycles."""
+SECONDS = 600
 
 
-class Arithmetic:
-    """Stands for a table in scalar memory; its last index goes through `function`."""
-
-    def __init__(self, function, shape):
-        self.function, self.shape, self.dtype = function, shape, jnp.int32
-
-    def __getitem__(self, at):
-        at = at if isinstance(at, tuple) else (at,)
-        return jnp.asarray(self.function(*at), jnp.int32)
+def cases_of(kernel: str) -> dict[str, Case]:
+    return importlib.import_module(f"experiments.benchmarks.kernel_cases.{kernel}").CASES
 
 
-@contextlib.contextmanager
-def without_tables(tables_of):
-    """Inside, kernels get `tables_of(name, operands, grid)` for their scalar-prefetch operands."""
-    real = pl.pallas_call
-
-    def call(kernel, out_shape=None, *, grid_spec, **options):
-        count, grid = grid_spec.num_scalar_prefetch, grid_spec.grid
-
-        def run(*operands):
-            tables = tables_of(options["name"], operands[:count], grid)
-
-            def based(spec):
-                if spec.index_map is None:
-                    return spec
-                return pl.BlockSpec(
-                    spec.block_shape,
-                    lambda *at: spec.index_map(*at[: len(grid)], *tables),
-                    memory_space=spec.memory_space,
-                )
-
-            return real(
-                lambda *refs: kernel(*tables, *refs),
-                out_shape,
-                grid=grid,
-                in_specs=jax.tree.map(based, list(grid_spec.in_specs)),
-                out_specs=jax.tree.map(based, grid_spec.out_specs),
-                scratch_shapes=grid_spec.scratch_shapes,
-                **options,
-            )(*operands[count:])
-
-        return run
-
-    pl.pallas_call = call
-    try:
-        yield
-    finally:
-        pl.pallas_call = real
-
-
-def our_tables(length, block):
-    """The walk of a causal mask in square blocks, checked against the tables themselves."""
-    kernels, rows = pallas_tpu_kernels, length // block
-    starts = [i * (i + 1) // 2 for i in range(rows + 1)]
-
-    def row(step):
-        return sum((jnp.where(step >= start, 1, 0) for start in starts[1:-1]), 0 * step)
-
-    def column(step):
-        return step - sum((jnp.where(step >= n * (n + 1) // 2, n, 0) for n in range(1, rows)), 0)
-
-    def kind(*at):
-        i, j = row(at[-1]), column(at[-1])
-        on = kernels.PARTIAL | kernels.DIAGONAL | kernels.LAST
-        return kernels.RUN + jnp.where(j == 0, kernels.FIRST, 0) + jnp.where(i == j, on, 0)
-
-    with jax.ensure_compile_time_eval():
-        schedule = make_schedule(Mask(), length, length, block, block)
-        static = kernels.Static(schedule, Mask(), False, length, 1, 0.0, 0, False)
-        extras = kernels.Extras(None, None, None, None, None)
-        steps = kernels.make_steps(static, extras, None)
-        numbers = jnp.arange(starts[-1])
-        for function, table in ((row, steps.rows), (column, steps.columns), (kind, steps.kinds)):
-            np.testing.assert_array_equal(jax.vmap(function)(numbers), table.reshape(-1))
-    total = starts[-1]
-    made = [
-        Arithmetic(row, (total,)),
-        Arithmetic(lambda _, step: column(step), (1, total)),
-        Arithmetic(kind, (1, total)),
-        Arithmetic(lambda n: 0 * n, (1,)),
-    ]
-    return lambda *_: made
-
-
-def splash_tables(name, operands, grid):
-    """Splash's next block, kind of block, and index of the mask, of a causal mask in squares."""
-    shape = (1, *grid[1:])
-    backward = "dkv" in name
-    tables = (
-        Arithmetic(
-            lambda h, i, j: jnp.where(j <= i, j if not backward else i, 0 if not backward else j),
-            shape,
-        ),
-        Arithmetic(lambda h, i, j: jnp.where(j < i, 2, jnp.where(j == i, 1, 0)), shape),
-        Arithmetic(lambda h, i, j: 0 * i, shape),
-    )
-    return [None if given is None else table for given, table in zip(operands, tables)]
-
-
-def ours(q, k, v, block):
-    return pallas_tpu.attention(q, k, v, Mask(), scale=WIDTH**-0.5, blocks=(block, block))
-
-
-def flash(q, k, v, block):
-    from jax.experimental.pallas.ops.tpu import flash_attention as module
-
-    names = [f for f in module.BlockSizes.__dataclass_fields__ if f != "block_b"]
-    sizes = module.BlockSizes(block_b=1, **dict.fromkeys(names, block))
-    return module.flash_attention(q, k, v, causal=True, sm_scale=WIDTH**-0.5, block_sizes=sizes)
-
-
-def splash(q, k, v, block, compute=None):
-    from jax.experimental.pallas.ops.tpu import splash_attention as module
-
-    names = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv")
-    sizes = module.BlockSizes(
-        **dict.fromkeys(names, block),
-        block_kv_compute=compute or block,
-        block_kv_dkv_compute=compute or block,
-        use_fused_bwd_kernel=True,
-    )
-    mask = module.MultiHeadMask([module.CausalMask((q.shape[2], k.shape[2]))])
-    kernel = module.make_splash_mha_single_device(mask, block_sizes=sizes)
-    return jax.vmap(kernel)(q * WIDTH**-0.5, k, v)
-
-
-def compile_one(chip: str, contender: str, case: str) -> None:
+def compile_one(chip: str, kernel: str, case: str, contender: str) -> None:
     """Compiles one program; the compiler writes its estimates where the environment says."""
-    (length, what), blocks = CASES[case], CONTENDERS[contender]
-    name = contender.split()[0]
-    function = {"ours": ours, "flash": flash, "splash": splash}[name]
-
-    def attend(q, k, v):
-        return function(q, k, v, *blocks)
-
-    def both(q, k, v):
-        out, pull = jax.vjp(attend, q, k, v)
-        return out, pull(jnp.ones_like(out))
-
-    tables = contextlib.nullcontext()  # flash has none
-    if name != "flash":
-        made = our_tables(length, blocks[0]) if name == "ours" else splash_tables
-        tables = without_tables(made)
-
-    def program(*arrays):
-        with tables:
-            return (attend if what == "forward" else both)(*arrays)
-
+    program = cases_of(kernel)[case].contenders[contender]()
     topology = topologies.get_topology_desc(platform="tpu", topology_name=f"{chip}:2x2")
     place = jax.sharding.SingleDeviceSharding(topology.devices[0])
-    shape = (1, length, 1, WIDTH) if name == "ours" else (1, 1, length, WIDTH)
-    array = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=place)
+    arrays = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place) for x in program.arrays]
     mesh = jax.sharding.Mesh(np.array(topology.devices[:1]), ("one",)).abstract_mesh
-    with jax.sharding.use_abstract_mesh(mesh):
-        jax.jit(program).lower(*[array] * 3).compile()
+    with jax.sharding.use_abstract_mesh(mesh), without_tables(program.tables):
+        jax.jit(program.function).lower(*arrays).compile()
 
 
-def cycles(chip: str, contender: str, case: str) -> int | None:
-    """Of all operations of a program; None where it does not compile."""
+def estimate(
+    chip: str, kernel: str, case: str, contender: str, trace: bool = False
+) -> dict[str, Any]:
+    """`cycles` of all operations of a program, or `error`; with `trace` also `matmuls` (executed
+    instructions of the matrix unit) and `bytes` (moved by DMAs between HBM and the chip)."""
     with tempfile.TemporaryDirectory() as folder:
+        options = [f"--xla_jf_dump_static_llo_profile_to={folder}"]
+        options += ["--xla_tpu_impure_dump_unrolled_bundles=true"] * trace
         environment = {
             **os.environ,
-            "LIBTPU_INIT_ARGS": f"--xla_jf_dump_static_llo_profile_to={folder}",
+            "LIBTPU_INIT_ARGS": " ".join(options),
             "TPU_SKIP_MDS_QUERY": "1",
             "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
             "JAX_PLATFORMS": "cpu",
         }
-        command = [sys.executable, __file__, "--chip", chip, "--case", case, "--one", contender]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        command = [sys.executable, __file__, "--chip", chip, "--kernel", kernel]
+        command += ["--case", case, "--one", contender]
+        limited = ["prlimit", f"--as={MEMORY}", "--core=0", *command]
+        try:
+            done = subprocess.run(
+                limited, env=environment, capture_output=True, text=True, timeout=SECONDS
+            )
+        except subprocess.TimeoutExpired:
+            return {"error": f"no figure after {SECONDS} s"}
         if done.returncode:
-            print(f"{contender}, {case}: {done.stderr.splitlines()[-1][:300]}", file=sys.stderr)
-            return None
-        texts = [p.read_text() for p in pathlib.Path(folder).glob("*_static_llo_profile.textproto")]
-    counts = [[int(n) for n in re.findall(r"estimated_cycles: (\d+)", text)] for text in texts]
-    return sum(found[0] for found in counts if found)
+            last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+            return {"error": last[:300]}
+        return _figures(pathlib.Path(folder), trace)
+
+
+def _figures(folder: pathlib.Path, trace: bool) -> dict[str, Any]:
+    """What the compiler has written about each operation, summed."""
+    cycles = 0
+    for path in folder.glob("*_static_llo_profile.textproto"):
+        text = path.read_text()
+        found = re.search(r"estimated_cycles: (\d+)", text)
+        copies = re.search(r"num_equivalent_hlos: (\d+)", text)
+        cycles += int(found[1]) * (int(copies[1]) if copies else 1) if found else 0
+    figures = {"cycles": cycles} if cycles else {"error": "the compiler gave no estimate"}
+    if trace:
+        figures |= {"matmuls": 0, "bytes": 0}
+        for path in folder.glob("*_bundles.txt"):
+            with path.open() as lines:
+                for line in lines:
+                    figures["matmuls"] += "= vmatmul" in line
+                    moved = re.search(r"= dma\.\w*hbm\w*.*size_in_granules=\*/(\d+)", line)
+                    figures["bytes"] += 32 * int(moved[1]) if moved else 0
+    return figures
+
+
+def measure(chip: str, kernel: str, name: str, case: Case, trace: bool) -> dict[str, Any]:
+    """One row of the JSON: ours, the public kernels, the floor, and what could not be had."""
+    rates, found, reasons = CHIPS[chip], {}, dict(case.unavailable)
+    for contender in case.contenders:
+        figures = estimate(chip, kernel, name, contender, trace)
+        if "error" in figures:
+            reasons[contender] = figures["error"]
+            print(f"{name}, {contender}: {figures['error']}", file=sys.stderr)
+            continue
+        figures["figure"] = max(figures["cycles"], round(figures.get("bytes", 0) / rates.bytes))
+        found[contender] = figures
+    peers = {n: f["figure"] for n, f in found.items() if not n.startswith("ours")}
+    mine = found.get("ours", {}).get("figure")
+    floor = round(max(case.multiply_adds / rates.multiply_adds, case.bytes / rates.bytes))
+    row = harness.row(f"{kernel}: {name}", "estimated cycles", "cycles", mine, peers, floor, False)
+    variants = {n: f["figure"] for n, f in found.items() if n.startswith("ours ")}
+    details = found if trace else {}
+    return {**row, "chip": chip, "variants": variants, "unavailable": reasons, "details": details}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--chip", choices=list(RATE), default="v5e")
-    parser.add_argument("--case", choices=list(CASES))
-    parser.add_argument("--one", choices=list(CONTENDERS), help=argparse.SUPPRESS)
+    parser.add_argument("--chip", choices=list(CHIPS), default="v5e")
+    parser.add_argument("--kernel", choices=KERNELS)
+    parser.add_argument("--case", help="one case of the kernel, by its name in the table")
+    parser.add_argument("--trace", action="store_true", help="count executed work and moved bytes")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        compile_one(arguments.chip, arguments.one, arguments.case)
+        compile_one(arguments.chip, arguments.kernel, arguments.case, arguments.one)
         return
-    rows, lines = [], []
-    for case in [arguments.case] if arguments.case else CASES:
-        length, what = CASES[case]
-        found = {name: cycles(arguments.chip, name, case) for name in CONTENDERS}
-        peers = {n: x for n, x in found.items() if x and n.split()[0] != "ours"}
-        products = 2 if what == "forward" else 7
-        floor = products * length * length // 2 * WIDTH / RATE[arguments.chip]
-        row = harness.row(case, "estimated cycles", "cycles", found["ours"], peers, floor, False)
-        rows.append({**row, "ours_512": found["ours 512"]})
-        lines.append([case, *(found[n] for n in CONTENDERS), row["ratio"], int(floor)])
-    columns = ["case", *CONTENDERS, "ratio to the best peer", "floor"]
-    harness.show(f"Estimated cycles, {arguments.chip}", columns, lines)
+    rows = []
+    for kernel in [arguments.kernel] if arguments.kernel else KERNELS:
+        cases = cases_of(kernel)
+        if arguments.case and arguments.case not in cases:
+            if arguments.kernel:
+                parser.error(f"--case is not one of {json.dumps(list(cases))}")
+            continue
+        lines = []
+        for name in [arguments.case] if arguments.case else cases:
+            row = measure(arguments.chip, kernel, name, cases[name], arguments.trace)
+            rows.append(row)
+            own = f"{row['ours']:,}" if row["ours"] else "-"
+            others = {**row["variants"], **row["peers"]}
+            rest = ", ".join(f"{n} {figure:,}" for n, figure in others.items())
+            share = round(row["ours"] / row["floor"], 2) if row["ours"] else "-"
+            lines.append([name, own, row["ratio"] or "-", f"{row['floor']:,}", share, rest])
+        columns = ["case", "ours", "best peer / ours", "floor", "ours / floor", "others"]
+        harness.show(f"Estimated cycles, {kernel}, {arguments.chip}", columns, lines)
+    if not rows:
+        parser.error(f"no kernel has a case {arguments.case!r}")
     harness.emit("kernels", rows, ("libtpu",))
 
 
