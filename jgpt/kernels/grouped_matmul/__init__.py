@@ -3,7 +3,9 @@
     y[i] = x[i] @ w[g(i)]        group g owns rows  sum(sizes[:g]) <= i < sum(sizes[:g+1])
 
 It is what a mixture of experts needs once its tokens are sorted by expert (Gale et al. 2023,
-"MegaBlocks", section 4). Each backend offers the product and both of its gradients:
+"MegaBlocks", section 4). Each backend offers the product and both of its gradients, and may offer
+a fused form of the layer's first half, `activation(x @ w_gate[g]) * (x @ w_up[g])`; without one,
+that is put together from the products (`gated`).
 
 - `blockwise`: CPU. Each group is cut into a few row blocks of fixed sizes, each one plain product;
 - `ragged`: `lax.ragged_dot`, for TPU and GPU;
@@ -16,28 +18,41 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-from jax import lax
 
-from jgpt.kernels.grouped_matmul import blockwise, ragged, reference
+from jgpt.kernels.grouped_matmul import blockwise, gated, ragged, reference
+from jgpt.kernels.grouped_matmul.gated import ACTIVATIONS
 from jgpt.typing import Array
 
 log = logging.getLogger(__name__)
 
 
 class Backend(NamedTuple):
+    """One way to compute; functions get checked arguments and are not differentiated."""
+
+    supports: Callable[[str, Array, Array], str]
+    """platform (cpu, gpu or tpu), x, w -> why it cannot; '' where it can."""
     matmul: Callable[[Array, Array, Array], Array]
     """x [N,D], w [E,D,F], sizes [E] -> [N,F] in x's dtype."""
     input_gradient: Callable[[Array, Array, Array], Array]
     """dy [N,F], w [E,D,F], sizes [E] -> [N,D] in dy's dtype."""
-    weight_gradient: Callable[[Array, Array, Array], Array]
-    """x [N,D], dy [N,F], sizes [E] -> [E,D,F], in the type it is summed in."""
-    supports: Callable[[str], str]
-    """Takes the platform, and says why it cannot; '' where it can."""
+    weight_gradient: Callable[[Array, Array, Array, jax.typing.DTypeLike], Array]
+    """x [N,D], dy [N,F], sizes [E], dtype -> [E,D,F], summed in float32, rounded once to dtype."""
+    gated: Callable[[Array, Array, Array, Array, str], Array] | None = None
+    """x, w_gate, w_up, sizes, activation -> h [N,F] in x's dtype; nothing is kept."""
+    gated_forward: Callable[..., tuple[Array, Array, Array]] | None = None
+    """The same -> h, and gate and up [N,F] in x's dtype for the next."""
+    gated_backward: Callable[..., tuple[Array, Array, Array]] | None = None
+    """x, w_gate, w_up, sizes, gate, up, dh, activation -> dx, dw_gate, dw_up in their dtypes."""
+
+
+def _backend(module) -> Backend:
+    return Backend(*(getattr(module, field, None) for field in Backend._fields))
 
 
 BACKENDS: dict[str, Backend] = {
-    name: Backend(module.matmul, module.input_gradient, module.weight_gradient, module.supports)
-    for name, module in (("blockwise", blockwise), ("ragged", ragged), ("reference", reference))
+    "blockwise": _backend(blockwise),
+    "ragged": _backend(ragged),
+    "reference": _backend(reference),
 }
 """In the order in which `auto` asks them."""
 
@@ -49,7 +64,7 @@ def grouped_matmul(x: Array, w: Array, group_sizes: Array, *, backend: str = "au
         x: [N, D]; its dtype is that of the multiplications, summed in float32.
         w: [E, D, F], cast to x's dtype; its gradient comes back in its own, rounded only once.
         group_sizes: [E] int32, rows of each group, from row 0 on; their sum is at most N.
-        backend: `auto` (the first of BACKENDS that can on the platform this is compiled for) or a
+        backend: `auto` (the first of BACKENDS that can on the device this is compiled for) or a
             name from there.
 
     Returns:
@@ -58,61 +73,132 @@ def grouped_matmul(x: Array, w: Array, group_sizes: Array, *, backend: str = "au
     Raises:
         ValueError: shapes that do not fit, an unknown backend, or one that cannot run here.
     """
+    _check("w", x, w, group_sizes)
+    return _matmul(x, w, group_sizes, choose(backend, x, w))
+
+
+def grouped_gated(
+    x: Array,
+    w_gate: Array,
+    w_up: Array,
+    group_sizes: Array,
+    *,
+    activation: str = "silu",
+    backend: str = "auto",
+) -> Array:
+    """`activation(x[i] @ w_gate[g(i)]) * (x[i] @ w_up[g(i)])`: the first half of a gated expert.
+
+    Args:
+        x: as for `grouped_matmul`.
+        w_gate: [E, D, F], treated like `w` there.
+        w_up: the same.
+        group_sizes: see there.
+        activation: a name from ACTIVATIONS.
+        backend: see there. One without a fused form runs two products.
+
+    Returns:
+        [N, F] in x's dtype. Differentiable in x and both weights, in reverse mode only.
+
+    Raises:
+        ValueError: as `grouped_matmul`, and for an unknown activation.
+    """
+    _check("w_gate", x, w_gate, group_sizes)
+    if w_up.shape != w_gate.shape or w_up.dtype != w_gate.dtype:
+        raise ValueError(
+            f"grouped_gated needs w_gate and w_up alike, not {w_gate.shape} {w_gate.dtype} and "
+            f"{w_up.shape} {w_up.dtype}"
+        )
+    if activation not in ACTIVATIONS:
+        raise ValueError(
+            f"grouped_gated activation {activation!r} is unknown; choose {', '.join(ACTIVATIONS)}"
+        )
+    return _gated(x, w_gate, w_up, group_sizes, activation, choose(backend, x, w_gate))
+
+
+def _check(name: str, x: Array, w: Array, group_sizes: Array) -> None:
     if x.ndim != 2 or w.ndim != 3 or x.shape[1] != w.shape[1] or group_sizes.shape != w.shape[:1]:
         raise ValueError(
-            f"grouped_matmul needs x [N,D], w [E,D,F] and group_sizes [E], not {x.shape}, "
+            f"grouped_matmul needs x [N,D], {name} [E,D,F] and group_sizes [E], not {x.shape}, "
             f"{w.shape} and {group_sizes.shape}"
         )
-    if backend != "auto":
-        if backend not in BACKENDS:
-            raise ValueError(
-                f"grouped_matmul backend {backend!r} is unknown; choose auto or one of "
-                f"{', '.join(BACKENDS)}"
-            )
-        reason = BACKENDS[backend].supports(jax.default_backend())
-        if reason:
-            raise ValueError(f"grouped_matmul backend {backend!r} cannot run: {reason}; use auto")
-    return _grouped_matmul(x, w, group_sizes, backend)
 
 
-def choose(platform: str) -> str:
-    """Name of the backend that `auto` takes on `platform` (cpu, gpu or tpu)."""
-    return next(name for name, backend in BACKENDS.items() if not backend.supports(platform))
+def choose(backend: str, x: Array, w: Array) -> str:
+    """Name of the backend that runs: `backend` itself, or for `auto` the first that can.
 
-
-def _run(part: str, backend: str, *arrays: Array) -> Array:
-    """Calls one function of a backend; `auto` decides where the program is lowered.
-
-    So a program compiled ahead of time for another platform gets that platform's backend.
+    Raises:
+        ValueError: the one that is named is unknown or cannot run.
     """
-    if backend != "auto":
-        return getattr(BACKENDS[backend], part)(*arrays)
-    _log_once()
-    functions = {p: getattr(BACKENDS[choose(p)], part) for p in ("cpu", "cuda", "rocm", "tpu")}
-    return lax.platform_dependent(*arrays, **functions)
+    platform = device_platform()
+    if backend == "auto":
+        name = next(n for n, b in BACKENDS.items() if not b.supports(platform, x, w))
+        _log_once(name, platform)
+        return name
+    if backend not in BACKENDS:
+        raise ValueError(
+            f"grouped_matmul backend {backend!r} is unknown; choose auto or one of "
+            f"{', '.join(BACKENDS)}"
+        )
+    reason = BACKENDS[backend].supports(platform, x, w)
+    if reason:
+        raise ValueError(f"grouped_matmul backend {backend!r} cannot run: {reason}; choose auto")
+    return backend
+
+
+def device_platform() -> str:
+    """Of the devices that the program is for: those of the mesh that is set, else the default."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device is not None else jax.default_backend()
 
 
 @functools.cache
-def _log_once() -> None:
-    platform = jax.default_backend()
-    log.info("grouped_matmul backend: %s on %s (the first that can)", choose(platform), platform)
+def _log_once(name: str, platform: str) -> None:
+    log.info("grouped_matmul backend: %s on %s (the first that can)", name, platform)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _grouped_matmul(x: Array, w: Array, group_sizes: Array, backend: str) -> Array:
-    return _run("matmul", backend, x, w, group_sizes)
+def _matmul(x: Array, w: Array, group_sizes: Array, backend: str) -> Array:
+    return BACKENDS[backend].matmul(x, w, group_sizes)
 
 
-def _forward(x, w, group_sizes, backend):
-    return _grouped_matmul(x, w, group_sizes, backend), (x, w, group_sizes)
+def _matmul_forward(x, w, group_sizes, backend):
+    return _matmul(x, w, group_sizes, backend), (x, w, group_sizes)
 
 
-def _backward(backend, saved, dy):
+def _matmul_backward(backend, saved, dy):
     x, w, group_sizes = saved
     dy = dy.astype(x.dtype)
-    dx = _run("input_gradient", backend, dy, w, group_sizes)
-    dw = _run("weight_gradient", backend, x, dy, group_sizes)
-    return dx, dw.astype(w.dtype), None
+    dx = BACKENDS[backend].input_gradient(dy, w, group_sizes)
+    return dx, BACKENDS[backend].weight_gradient(x, dy, group_sizes, w.dtype), None
 
 
-_grouped_matmul.defvjp(_forward, _backward)
+_matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _gated(
+    x: Array, w_gate: Array, w_up: Array, group_sizes: Array, activation: str, backend: str
+) -> Array:
+    run = BACKENDS[backend]
+    if run.gated is None:
+        return gated.forward(run.matmul, x, w_gate, w_up, group_sizes, activation)[0]
+    return run.gated(x, w_gate, w_up, group_sizes, activation)
+
+
+def _gated_forward(x, w_gate, w_up, group_sizes, activation, backend):
+    run = BACKENDS[backend]
+    forward = run.gated_forward or functools.partial(gated.forward, run.matmul)
+    h, gate, up = forward(x, w_gate, w_up, group_sizes, activation)
+    return h, (x, w_gate, w_up, group_sizes, gate, up)
+
+
+def _gated_backward(activation, backend, saved, dh):
+    run = BACKENDS[backend]
+    backward = run.gated_backward or functools.partial(
+        gated.backward, run.input_gradient, run.weight_gradient
+    )
+    gradients = backward(*saved, dh.astype(saved[0].dtype), activation)
+    return *gradients, None
+
+
+_gated.defvjp(_gated_forward, _gated_backward)

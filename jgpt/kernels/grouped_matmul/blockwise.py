@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from typing import TypeVar
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
@@ -28,7 +29,8 @@ NUM_BLOCK_SIZES = 3
 Carry = TypeVar("Carry")
 
 
-def supports(platform: str) -> str:
+def supports(platform: str, x: Array, w: Array) -> str:
+    del x, w
     return "" if platform == "cpu" else "its loops over data-dependent counts are made for CPU"
 
 
@@ -40,7 +42,9 @@ def input_gradient(dy: Array, w: Array, group_sizes: Array) -> Array:
     return _rows_times_weights(dy, w, group_sizes, contract=1)
 
 
-def weight_gradient(x: Array, dy: Array, group_sizes: Array) -> Array:
+def weight_gradient(
+    x: Array, dy: Array, group_sizes: Array, out_dtype: jax.typing.DTypeLike
+) -> Array:
     sizes = block_sizes(x.shape[0], group_sizes.shape[0])
     dtype = x.dtype
     x, dy = _with_room(x, sizes), _with_room(dy, sizes)
@@ -57,7 +61,7 @@ def weight_gradient(x: Array, dy: Array, group_sizes: Array) -> Array:
 
     shape = (group_sizes.shape[0], x.shape[1], dy.shape[1])
     out = jnp.zeros(shape, jnp.promote_types(dtype, jnp.float32))
-    return _over_groups(group_sizes, one_group, out)
+    return _over_groups(group_sizes, one_group, out).astype(out_dtype)
 
 
 def _rows_times_weights(rows: Array, w: Array, group_sizes: Array, contract: int) -> Array:

@@ -1,5 +1,6 @@
 """The grouped product as XLA's own `ragged_dot`."""
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -22,7 +23,8 @@ _WEIGHT_GRADIENT = lax.RaggedDotDimensionNumbers(
 )
 
 
-def supports(platform: str) -> str:
+def supports(platform: str, x: Array, w: Array) -> str:
+    del x, w
     if platform == "cpu":
         return "on CPU XLA expands ragged_dot to every group on every row (several times slower)"
     return ""
@@ -49,5 +51,5 @@ def input_gradient(dy: Array, w: Array, group_sizes: Array) -> Array:
     return _owned(dx, group_sizes).astype(dy.dtype)
 
 
-def weight_gradient(x: Array, dy: Array, group_sizes: Array) -> Array:
-    return _ragged_dot(x, dy, group_sizes, _WEIGHT_GRADIENT)
+def weight_gradient(x: Array, dy: Array, group_sizes: Array, dtype: jax.typing.DTypeLike) -> Array:
+    return _ragged_dot(x, dy, group_sizes, _WEIGHT_GRADIENT).astype(dtype)
