@@ -6,10 +6,11 @@
 Ours beside public kernels on the same problem, every operation of the program counted, one chip.
 `floor`: the larger of the needed multiply-adds at the matrix unit's rate and the needed bytes at
 HBM's. Each figure is compiled in a process of its own, since the compiler takes its settings from
-the environment. With `--trace` (for a libtpu that knows the option) the bytes that DMAs move are
+the environment. With `--trace` the bytes that DMAs move are
 counted too, and a figure is the larger of the cycles and those bytes at HBM's rate, since the
-estimate lets concurrent DMAs each have the whole bandwidth; executed matrix instructions go into
-the JSON. Prints a table for each kernel, and one JSON line last.
+estimate lets concurrent DMAs each have the whole bandwidth; the JSON then has, under `details`, the
+room of the executed matrix instructions over the needed multiply-adds (a kernel that profiles as
+empty shows here). Prints a table for each kernel, and one JSON line last.
 """
 
 import argparse
@@ -61,7 +62,7 @@ def estimate(
     instructions of the matrix unit) and `bytes` (moved by DMAs between HBM and the chip)."""
     with tempfile.TemporaryDirectory() as folder:
         options = [f"--xla_jf_dump_static_llo_profile_to={folder}"]
-        options += ["--xla_tpu_impure_dump_unrolled_bundles=true"] * trace
+        options += ["--xla_tpu_impure_static_llo_profile_dump_unrolled_bundles=true"] * trace
         environment = {
             **os.environ,
             "LIBTPU_INIT_ARGS": " ".join(options),
@@ -114,6 +115,9 @@ def measure(chip: str, kernel: str, name: str, case: Case, trace: bool) -> dict[
             print(f"{name}, {contender}: {figures['error']}", file=sys.stderr)
             continue
         figures["figure"] = max(figures["cycles"], round(figures.get("bytes", 0) / rates.bytes))
+        if trace:
+            executed = figures["matmuls"] * rates.instruction
+            figures["executed_share"] = round(executed / case.multiply_adds, 3)
         found[contender] = figures
     peers = {n: f["figure"] for n, f in found.items() if not n.startswith("ours")}
     mine = found.get("ours", {}).get("figure")

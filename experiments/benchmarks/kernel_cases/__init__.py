@@ -42,11 +42,14 @@ class Chip(NamedTuple):
     """Per cycle, bfloat16."""
     bytes: float
     """Per cycle, from and to HBM."""
+    instruction: int
+    """Multiply-adds that one instruction of the matrix unit has room for; narrower operands
+    (a head of 128 on v6e) leave some of it unused."""
 
 
 CHIPS = {
-    "v5e": Chip(4 * 128 * 128, 819e9 / 1.5e9),
-    "v6e": Chip(4 * 256 * 256, 1640e9 / 1.75e9),
+    "v5e": Chip(4 * 128 * 128, 819e9 / 1.5e9, 16 * 128 * 128),
+    "v6e": Chip(4 * 256 * 256, 1640e9 / 1.75e9, 16 * 256 * 256),
 }
 """Google's published rates, at the clock that the published peak implies."""
 
