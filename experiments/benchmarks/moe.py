@@ -1,6 +1,6 @@
 """One mixture-of-experts layer on this machine, forward and backward: ways of computing it.
 
-    python experiments/benchmarks/moe.py [--dtypes float32,bfloat16] [--experts 8] [--top-k 2]
+    python experiments/benchmarks/moe.py [--dtypes float32,bfloat16] [--experts 8] [--peers]
 
 Contenders step in turn (`harness.py`), each in a process of its own:
 
@@ -8,7 +8,9 @@ Contenders step in turn (`harness.py`), each in a process of its own:
 - `ragged_dot`: sorted like dropless, through `lax.ragged_dot`, XLA's own grouped product;
 - `padded`: sorted, every expert's rows padded to the capacity factor, one batched product;
 - `equal dense MLP`: a SwiGLU layer with as many multiplications per token (k experts wide). It is
-  what the experts would cost if routing, sorting and choosing among matrices were free.
+  what the experts would cost if routing, sorting and choosing among matrices were free;
+- `torch expert loop` (with `--peers`): PyTorch on one
+  thread, each expert in turn on the tokens that chose it.
 
 The figure is CPU-seconds of the process per step (forward, backward), which do not grow when
 somebody else has the core. The floor is the multiplications alone at the speed that one large
@@ -28,6 +30,7 @@ from experiments.benchmarks import harness
 DISPATCHES = ("dropless", "capacity", "dense")
 BASELINES = ("ragged_dot", "padded")
 EQUAL_MLP = "equal dense MLP"
+TORCH = "torch expert loop"
 CONTENDERS = (*DISPATCHES, *BASELINES, EQUAL_MLP)
 
 
@@ -148,6 +151,45 @@ def work(options: argparse.Namespace, contender: str, dtype: str) -> None:
     harness.serve(step, facts)
 
 
+def work_in_torch(options: argparse.Namespace, dtype: str) -> None:
+    """The expert loop's process: softmax over the chosen experts, one thread."""
+    import torch
+    from torch.nn import functional
+
+    torch.manual_seed(0)
+    torch.set_num_threads(1)  # its threads spin while they wait, which counts as CPU time
+    kind = getattr(torch, dtype)
+    width, inner, experts = options.width, options.expert_width, options.experts
+
+    def weights(*shape):
+        return (torch.randn(*shape) * 0.02).to(kind).requires_grad_()
+
+    router = weights(experts, width)
+    gate, up = weights(experts, inner, width), weights(experts, inner, width)
+    down = weights(experts, width, inner)
+    x = torch.randn(options.tokens, width).to(kind).requires_grad_()
+    dy = torch.randn(options.tokens, width).to(kind)
+    leaves = (router, gate, up, down, x)
+
+    def layer():
+        best, chosen = (x.float() @ router.float().T).topk(options.top_k)
+        shares = best.softmax(-1).to(kind)
+        out = torch.zeros_like(x)
+        for e in range(experts):
+            token, place = torch.where(chosen == e)
+            rows = x[token]
+            h = functional.silu(rows @ gate[e].T) * (rows @ up[e].T)
+            out = out.index_add(0, token, (h @ down[e].T) * shares[token, place, None])
+        return out
+
+    def step():
+        torch.autograd.grad(layer(), leaves, dy)
+
+    for _ in range(3):
+        step()
+    harness.serve(step, {"compile_seconds": None, "temporary_mb": None})
+
+
 def floor_seconds(options: argparse.Namespace, dtype: str) -> float:
     """CPU-seconds of the same multiplications at the speed of one large product."""
     import jax
@@ -175,12 +217,12 @@ def compare(options: argparse.Namespace, dtype: str) -> tuple[list[list], list[d
     floor = floor_seconds(options, dtype)
     workers = [
         harness.Worker(name, __file__, [*shared, "--work", f"{name},{dtype}"])
-        for name in CONTENDERS
+        for name in (*CONTENDERS, *[TORCH] * options.peers)
     ]
     harness.alternate(workers, options.rounds, options.steps)
     for worker in workers:
         worker.close()
-    equal = workers[-1].cpu_median
+    equal = next(w.cpu_median for w in workers if w.name == EQUAL_MLP)
     lines = [
         [
             f"{case} {w.name}",
@@ -195,7 +237,7 @@ def compare(options: argparse.Namespace, dtype: str) -> tuple[list[list], list[d
     ours, *others = workers
 
     def row(metric, unit, value, floor=None):
-        named = {w.name: round(value(w), 3) for w in others}
+        named = {w.name: round(value(w), 3) for w in others if value(w) is not None}
         return harness.row(
             case, metric, unit, round(value(ours), 3), named, floor, higher_is_better=False
         )
@@ -219,10 +261,15 @@ def main():
     parser.add_argument("--top-k", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=6, help="turns of each contender")
     parser.add_argument("--steps", type=int, default=3, help="steps per turn")
+    parser.add_argument("--peers", action="store_true", help="torch too (pip install torch)")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
-        work(options, *options.work.split(","))
+        name, dtype = options.work.split(",")
+        if name == TORCH:
+            work_in_torch(options, dtype)
+        else:
+            work(options, name, dtype)
         return
     lines, rows = [], []
     for dtype in options.dtypes.split(","):
