@@ -171,6 +171,10 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.moe.num_shared_experts = 0
     # dense (reference); capacity; dropless
     c.model.moe.dispatch = "dropless"
+    # dropless: gate, up and activation in one kernel; False where adapters wrap experts
+    c.model.moe.fused = True
+    # dropless: auto, or a name from kernels.grouped_matmul.BACKENDS
+    c.model.moe.backend = "auto"
     # capacity: slots per expert over the even share
     c.model.moe.capacity_factor = 1.25
     # capacity: tokens per group; 0 for one group per sequence

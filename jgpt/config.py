@@ -106,6 +106,10 @@ class MoEConfig:
     dispatch: str = setting(
         "dropless", "dense (reference); capacity; dropless", ("dense", "capacity", "dropless")
     )
+    fused: bool = setting(
+        True, "dropless: gate, up and activation in one kernel; False where adapters wrap experts"
+    )
+    backend: str = setting("auto", "dropless: auto, or a name from kernels.grouped_matmul.BACKENDS")
     capacity_factor: float = setting(1.25, "capacity: slots per expert over the even share")
     group_size: int = setting(0, "capacity: tokens per group; 0 for one group per sequence")
     balance_coefficient: float = setting(1e-2, "weight of the load balance loss")

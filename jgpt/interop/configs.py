@@ -14,7 +14,7 @@ NOT_ARCHITECTURE = (
 )  # fmt: skip
 """Fields of `ModelConfig` that do not change what weights compute."""
 ROUTER_TRAINING = (
-    "bias_update_rate", "jitter", "dispatch", "capacity_factor", "group_size",
+    "bias_update_rate", "jitter", "dispatch", "fused", "backend", "capacity_factor", "group_size",
     "balance_coefficient", "z_coefficient",
 )  # fmt: skip
 """The same of `MoEConfig`."""

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 
 from jgpt.config import ConfigError, ModelConfig
 from jgpt.layers import dispatch
-from jgpt.layers.experts import ExpertLinear
+from jgpt.layers.experts import ExpertLinear, gated_experts
 from jgpt.layers.ffn import FFN
 from jgpt.layers.initialization import hidden_std
 from jgpt.layers.router import Router, choose_experts, router_scores, router_stats
@@ -106,18 +106,27 @@ class MoE(nn.Module):
     def _experts(self) -> dispatch.ExpertFFN:
         c = self.config
 
-        def linear(name: str, features: int, axes: tuple[str, str], residual: bool = False):
-            std = hidden_std(c, residual=residual)
+        def linear(name: str, shape: tuple[int, int], axes: tuple[str, str], residual=False):
             return ExpertLinear(
-                c.moe.num_experts, features, axes, std, c.dtype, c.param_dtype, name=name
+                c.moe.num_experts,
+                *shape,
+                axes,
+                hidden_std(c, residual=residual),
+                c.dtype,
+                c.param_dtype,
+                c.moe.backend,
+                name=name,
             )
 
-        gate = linear("gate", c.expert_size, ("embed", "expert_mlp"))
-        up = linear("up", c.expert_size, ("embed", "expert_mlp"))
-        down = linear("down", c.hidden_size, ("expert_mlp", "embed"), residual=True)
+        shape, axes = (c.hidden_size, c.expert_size), ("embed", "expert_mlp")
+        gate, up = linear("gate", shape, axes), linear("up", shape, axes)
+        down = linear("down", shape[::-1], axes[::-1], residual=True)
 
         def ffn(x: Array, group_sizes: Array | None = None) -> Array:
-            h = jax.nn.silu(gate(x, group_sizes)) * up(x, group_sizes)
+            if c.moe.fused and group_sizes is not None:
+                h = gated_experts(gate, up, x, group_sizes)
+            else:
+                h = jax.nn.silu(gate(x, group_sizes)) * up(x, group_sizes)
             return down(h, group_sizes)
 
         return ffn

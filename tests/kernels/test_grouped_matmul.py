@@ -140,14 +140,12 @@ def test_rows_and_products_are_about_as_many_as_needed():
     for num_groups in (1, 8, 64):
         lengths = blockwise.block_sizes(4096, num_groups)
 
-        def computed(length, lengths=lengths):
-            def count(size, row, left, totals):
-                return totals + jnp.array([size, 1])
+        def count(at, weights, totals):
+            return totals + jnp.array([at.size, 1])
 
-            return blockwise._over_blocks(lengths, 0, length, count, jnp.zeros(2, jnp.int32))
-
-        sizes = rng.multinomial(4096, rng.dirichlet(np.full(num_groups, 2.0)))
-        rows, products = jnp.sum(jax.lax.map(computed, jnp.asarray(sizes)), axis=0)
+        sizes = jnp.asarray(rng.multinomial(4096, rng.dirichlet(np.full(num_groups, 2.0))))
+        start = jnp.zeros(2, jnp.int32)
+        rows, products = blockwise._over_blocks(4096, sizes, (), count, start)
         assert 4096 <= rows < 4096 + num_groups * lengths[0]
         assert products <= 4096 // lengths[-1] + num_groups * len(lengths)
 

@@ -125,6 +125,8 @@ FORM_ONLY = {
     "pooling": "read by the outputs pooled and labels (tests/models/test_encoders.py)",
     "label_level": "read by the output labels (tests/models/test_encoders.py)",
     "moe.dispatch": "the same values where nothing is dropped",
+    "moe.fused": "the same values in one kernel",
+    "moe.backend": "the same values by another kernel",
     "moe.bias_update_rate": "read by the training step",
     "moe.balance_coefficient": "read by the objective",
     "moe.z_coefficient": "read by the objective",

@@ -1,21 +1,23 @@
-"""The grouped product on CPU: few plain products of fixed sizes, no row computed for nothing.
+"""The grouped product on CPU: few plain products of fixed sizes, hardly a row for nothing.
 
 XLA needs static shapes, group sizes are data. So a `while` loop runs over the groups, and each
 group is cut, from its first row on, into blocks whose sizes are powers of two, the largest first.
 Blocks of one size run in an inner loop whose trip count is data: a size that a group does not need
 costs nothing. A group is rounded up to a multiple of the smallest size, so less than that many rows
-are computed for nothing. They spill into the next group's rows, which that group then overwrites.
+are computed for nothing; a block masks what is not its own. Nothing is padded: a block that would
+reach beyond the last row begins earlier.
 """
 
 import math
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from jgpt.kernels.grouped_matmul import gated as formulas
 from jgpt.typing import Array
 
 LARGEST_BLOCK = 512
@@ -45,47 +47,85 @@ def input_gradient(dy: Array, w: Array, group_sizes: Array) -> Array:
 def weight_gradient(
     x: Array, dy: Array, group_sizes: Array, out_dtype: jax.typing.DTypeLike
 ) -> Array:
-    sizes = block_sizes(x.shape[0], group_sizes.shape[0])
-    dtype = x.dtype
-    x, dy = _with_room(x, sizes), _with_room(dy, sizes)
+    bits, dy_bits = _to_bits(x), _to_bits(dy)
 
-    def one_group(group: Array, start: Array, length: Array, out: Array) -> Array:
-        def add(size: int, row: Array, owned: Array, out: Array) -> Array:
-            a = _rows(x, row, size, dtype)
-            a = jnp.where(jnp.arange(size)[:, None] < owned, a, 0)
-            dw = _transposed_dot(a, _rows(dy, row, size, dtype))
-            dw = dw + lax.dynamic_index_in_dim(out, group, keepdims=False)
-            return lax.dynamic_update_index_in_dim(out, dw, group, 0)
+    def block(at: Block, w: None, out: Array) -> Array:
+        rows = jnp.where(at.own, _rows(bits, at, x.dtype), 0)
+        return _add(out, at.group, _transposed_dot(rows, _rows(dy_bits, at, x.dtype)))
 
-        return _over_blocks(sizes, start, length, add, out)
+    out = _zero_gradient(x, dy, group_sizes)
+    return _over_blocks(len(x), group_sizes, (), block, out).astype(out_dtype)
 
-    shape = (group_sizes.shape[0], x.shape[1], dy.shape[1])
-    out = jnp.zeros(shape, jnp.promote_types(dtype, jnp.float32))
-    return _over_groups(group_sizes, one_group, out).astype(out_dtype)
+
+def gated(x: Array, w_gate: Array, w_up: Array, group_sizes: Array, activation: str) -> Array:
+    return _gated(x, w_gate, w_up, group_sizes, activation, keep=False)[0]
+
+
+def gated_forward(
+    x: Array, w_gate: Array, w_up: Array, group_sizes: Array, activation: str
+) -> list[Array]:
+    return _gated(x, w_gate, w_up, group_sizes, activation, keep=True)
+
+
+def _gated(
+    x: Array, w_gate: Array, w_up: Array, group_sizes: Array, activation: str, keep: bool
+) -> list[Array]:
+    """h, and with `keep` also gate and up: a block's rows are read once for all of them."""
+    dtype, bits = x.dtype, _to_bits(x)
+
+    def block(at: Block, w: list[Array], outs: list[Array]) -> list[Array]:
+        rows = _rows(bits, at, dtype)
+        gate, up = (_dot(rows, one, 0).astype(dtype) for one in w)
+        h = formulas.gated(gate, up, activation).astype(dtype)
+        return [_write(out, at, y) for out, y in zip(outs, (h, gate, up))]
+
+    zeros = _to_bits(jnp.zeros((len(x), w_gate.shape[2]), dtype))
+    weights = (w_gate.astype(dtype), w_up.astype(dtype))
+    outs = _over_blocks(len(x), group_sizes, weights, block, [zeros] * (3 if keep else 1))
+    return [_from_bits(out, dtype) for out in outs]
+
+
+def gated_backward(
+    x: Array,
+    w_gate: Array,
+    w_up: Array,
+    group_sizes: Array,
+    gate: Array,
+    up: Array,
+    dh: Array,
+    activation: str,
+) -> tuple[Array, Array, Array]:
+    """All products of a block one after another: nothing but the results is ever as long as x."""
+    dtype, bits = x.dtype, [_to_bits(a) for a in (x, gate, up, dh)]
+
+    def block(at: Block, w: list[Array], outs: tuple[Array, ...]) -> tuple[Array, ...]:
+        rows, gate, up, dh = (_rows(a, at, dtype) for a in bits)
+        dgates = formulas.gated_gradients(gate, up, dh, activation)
+        dgate, dup = (jnp.where(at.own, d, 0).astype(dtype) for d in dgates)
+        dx = _dot(dgate, w[0], 1) + _dot(dup, w[1], 1)
+        dw_gate, dw_up = (
+            _add(out, at.group, _transposed_dot(rows, d)) for out, d in zip(outs[1:], (dgate, dup))
+        )
+        return _write(outs[0], at, dx.astype(dtype)), dw_gate, dw_up
+
+    zeros = _zero_gradient(x, dh, group_sizes)
+    weights = (w_gate.astype(dtype), w_up.astype(dtype))
+    start = (_to_bits(jnp.zeros_like(x)), zeros, zeros)
+    dx, *dws = _over_blocks(len(x), group_sizes, weights, block, start)
+    return _from_bits(dx, dtype), dws[0].astype(w_gate.dtype), dws[1].astype(w_up.dtype)
 
 
 def _rows_times_weights(rows: Array, w: Array, group_sizes: Array, contract: int) -> Array:
     """[N, a] times each group's matrix, summed over the matrix's axis `contract`."""
-    num_rows = rows.shape[0]
-    if num_rows <= w.shape[0]:
+    if len(rows) <= len(w):
         return _row_by_row(rows, w, group_sizes, contract)
-    sizes = block_sizes(num_rows, w.shape[0])
-    dtype = rows.dtype
-    rows = _with_room(rows, sizes)
+    dtype, bits = rows.dtype, _to_bits(rows)
 
-    def one_group(group: Array, start: Array, length: Array, out: Array) -> Array:
-        b = lax.dynamic_index_in_dim(w, group, keepdims=False).astype(dtype)
+    def block(at: Block, w: Array, out: Array) -> Array:
+        return _write(out, at, _dot(_rows(bits, at, dtype), w[0], contract).astype(dtype))
 
-        def write(size: int, row: Array, owned: Array, out: Array) -> Array:
-            y = _dot(_rows(rows, row, size, dtype), b, contract).astype(dtype)
-            return lax.dynamic_update_slice(out, _to_bits(y), (row, 0))
-
-        return _over_blocks(sizes, start, length, write, out)
-
-    out = _to_bits(jnp.zeros((rows.shape[0], w.shape[2 - contract]), dtype))
-    out = _from_bits(_over_groups(group_sizes, one_group, out), dtype)
-    owned = jnp.arange(num_rows) < jnp.sum(group_sizes)
-    return jnp.where(owned[:, None], out[:num_rows], 0)
+    out = _to_bits(jnp.zeros((len(rows), w.shape[2 - contract]), dtype))
+    return _from_bits(_over_blocks(len(rows), group_sizes, (w.astype(dtype),), block, out), dtype)
 
 
 def _row_by_row(rows: Array, w: Array, group_sizes: Array, contract: int) -> Array:
@@ -106,51 +146,71 @@ def block_sizes(num_rows: int, num_groups: int) -> list[int]:
     mean = max(1, num_rows // num_groups)
     largest = min(LARGEST_BLOCK, 2 ** int(math.log2(mean)))
     if largest < MANY_ROWS:
-        return [max(SMALLEST_BLOCK, largest // 2)]
+        return [min(num_rows, max(SMALLEST_BLOCK, largest // 2))]
     return [largest >> i for i in reversed(range(NUM_BLOCK_SIZES))]
 
 
-def _over_groups(
-    group_sizes: Array, one_group: Callable[[Array, Array, Array, Carry], Carry], carry: Carry
-) -> Carry:
-    """Calls `one_group(group, first row, rows, carry)` for each group in turn."""
-    starts = jnp.cumsum(group_sizes) - group_sizes
+class Block(NamedTuple):
+    """Some rows of a group."""
 
-    def body(group: Array, carry: Carry) -> Carry:
-        return one_group(group, starts[group], group_sizes[group], carry)
-
-    return lax.fori_loop(0, group_sizes.shape[0], body, carry)
+    group: Array
+    first: Array
+    """Its first row."""
+    size: int
+    own: Array
+    """[size, 1] bool: rows that are the group's and that no block before it has had."""
 
 
 def _over_blocks(
-    sizes: list[int],
-    start: Array,
-    length: Array,
-    one_block: Callable[[int, Array, Array, Carry], Carry],
+    num_rows: int,
+    group_sizes: Array,
+    weights: tuple[Array, ...],
+    one_block: Callable[[Block, list[Array], Carry], Carry],
     carry: Carry,
 ) -> Carry:
-    """Calls `one_block(size, first row, rows left, carry)` for each block of a group."""
-    rounded = -(-length // sizes[0]) * sizes[0]
-    done = jnp.zeros_like(length)
-    for size in reversed(sizes):
-        count = (rounded - done) // size
+    """Calls `one_block(block, the group's weights, carry)` for each block of each group in turn."""
+    starts = jnp.cumsum(group_sizes) - group_sizes
+    sizes = block_sizes(num_rows, len(group_sizes))
 
-        def body(i: Array, carry: Carry, size: int = size, done: Array = done) -> Carry:
-            first = done + i * size
-            return one_block(size, start + first, length - first, carry)
+    def one_group(group: Array, carry: Carry) -> Carry:
+        own = [lax.dynamic_index_in_dim(w, group, keepdims=False) for w in weights]
+        row, end = starts[group], starts[group] + group_sizes[group]
+        left = -((row - end) // sizes[0]) * sizes[0]
+        for size in reversed(sizes):
 
-        carry = lax.fori_loop(0, count, body, carry)
-        done = done + count * size
-    return carry
+            def body(i: Array, carry: Carry, size: int = size, row: Array = row) -> Carry:
+                wanted = row + i * size
+                first = jnp.minimum(wanted, num_rows - size)
+                index = first + jnp.arange(size)[:, None]
+                mine = (index >= wanted) & (index < end)
+                return one_block(Block(group, first, size, mine), own, carry)
+
+            count = left // size
+            carry = lax.fori_loop(0, count, body, carry)
+            row, left = row + count * size, left - count * size
+        return carry
+
+    return lax.fori_loop(0, len(group_sizes), one_group, carry)
 
 
-def _with_room(rows: Array, sizes: list[int]) -> Array:
-    """The bits of `rows`, with room after them for what the last block spills."""
-    return jnp.pad(_to_bits(rows), ((0, sizes[0]), (0, 0)))
+def _rows(bits: Array, at: Block, dtype: jnp.dtype) -> Array:
+    return _from_bits(lax.dynamic_slice_in_dim(bits, at.first, at.size), dtype)
 
 
-def _rows(bits: Array, row: Array, size: int, dtype) -> Array:
-    return _from_bits(lax.dynamic_slice(bits, (row, 0), (size, bits.shape[1])), dtype)
+def _write(out: Array, at: Block, y: Array) -> Array:
+    """`out`, in bits, with the block's own rows of y."""
+    old = lax.dynamic_slice_in_dim(out, at.first, at.size)
+    return lax.dynamic_update_slice_in_dim(out, jnp.where(at.own, _to_bits(y), old), at.first, 0)
+
+
+def _zero_gradient(x: Array, dy: Array, group_sizes: Array) -> Array:
+    shape = (len(group_sizes), x.shape[1], dy.shape[1])
+    return jnp.zeros(shape, jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _add(out: Array, group: Array, dw: Array) -> Array:
+    old = lax.dynamic_index_in_dim(out, group, keepdims=False)
+    return lax.dynamic_update_index_in_dim(out, old + dw, group, 0)
 
 
 def _to_bits(x: Array) -> Array:
