@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable
 from typing import NamedTuple
 
-from jgpt.kernels.attention import blockwise, pallas_tpu, reference, xla
+from jgpt.kernels.attention import blockwise, cudnn, pallas_gpu, pallas_tpu, reference, xla
 from jgpt.typing import Array, Bias, Mask
 
 log = logging.getLogger(__name__)
@@ -23,6 +23,8 @@ class Backend(NamedTuple):
 
 BACKENDS: dict[str, Backend] = {
     "pallas_tpu": Backend(pallas_tpu.attention, pallas_tpu.supports),
+    "cudnn": Backend(cudnn.attention, cudnn.supports),
+    "pallas_gpu": Backend(pallas_gpu.attention, pallas_gpu.supports),
     "blockwise": Backend(blockwise.attention, blockwise.supports),
     "xla": Backend(xla.attention, xla.supports),
     "reference": Backend(reference.attention, reference.supports),

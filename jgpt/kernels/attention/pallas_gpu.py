@@ -1,0 +1,238 @@
+"""Flash attention for NVIDIA GPUs in Pallas, forward and backward (Dao 2023, section 3.1).
+
+This module chooses block sizes, cuts over a mesh and defines the derivative; `pallas_gpu_calls.py`
+has the three calls, `pallas_gpu_kernels.py` what they run, `pallas_gpu_walk.py` which blocks they
+visit. Arrays are read where they lie, [B, S, H, d]; nothing is padded, transposed or repeated.
+
+The kernels go through Triton rather than Mosaic GPU: that is one program for Ampere, Ada and Hopper
+(which gets its own matrix instructions), at any length and width, where Mosaic's is for one
+generation and whole tiles (docs/kernels.md).
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.sharding import AxisType, PartitionSpec
+
+from jgpt.kernels.attention.pallas_gpu_calls import (
+    Extras,
+    backward_keys,
+    backward_queries,
+    forward,
+)
+from jgpt.kernels.attention.pallas_gpu_kernels import LOG2_E, Static
+from jgpt.kernels.attention.pallas_gpu_walk import Tile
+from jgpt.kernels.attention.pallas_tpu import device_kind
+from jgpt.sharding import RULES
+from jgpt.typing import AlibiBias, Array, Bias, Mask, RelativeBias
+
+
+class Tiles(NamedTuple):
+    """Of the three kernels."""
+
+    forward: Tile
+    dq: Tile
+    dkv: Tile
+
+
+HALF = {
+    64: Tiles(Tile(128, 64, 4, 3), Tile(128, 64, 8, 3), Tile(64, 128, 8, 3)),
+    128: Tiles(Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(32, 128, 8, 3)),
+    256: Tiles(Tile(64, 64, 8, 2), Tile(64, 64, 8, 1), Tile(64, 64, 8, 1)),
+}
+"""By the next power of 2 of the larger width."""
+MOST_WIDTH = 256
+
+
+def supports(
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Mask,
+    *,
+    bias: Bias | None = None,
+    dropout: float = 0.0,
+    **_,
+) -> str:
+    """Why not, or ''."""
+    kind = device_kind()
+    if not kind.startswith("NVIDIA"):
+        return "the Pallas GPU kernel runs on NVIDIA GPUs"
+    for reason, found in (
+        ("a relative bias", isinstance(bias, RelativeBias)),
+        ("dropout", bool(dropout)),
+    ):
+        if found:
+            return f"the Pallas GPU kernel has no {reason.removeprefix('a ')}"
+    if {str(x.dtype) for x in (q, k, v)} - {"bfloat16", "float16", "float32"}:
+        return f"the Pallas GPU kernel takes bfloat16, float16 and float32, not {q.dtype}"
+    if len({x.dtype for x in (q, k, v)}) > 1:
+        return "the Pallas GPU kernel needs q, k and v of one dtype"
+    widest = max(q.shape[3], v.shape[3])
+    if widest > MOST_WIDTH:
+        return f"the Pallas GPU kernel takes heads of width {MOST_WIDTH} at most, not {widest}"
+    return _cut(q.shape[0], k.shape[2]).reason
+
+
+def choose_tiles(kind: str, dtype: Any, width: int) -> Tiles:
+    return HALF[max(64, pl.next_power_of_2(width))]
+
+
+class Cut(NamedTuple):
+    """How rows and heads lie on the mesh that is set."""
+
+    batch: tuple[str, ...] = ()
+    heads: tuple[str, ...] = ()
+    needed: bool = False
+    reason: str = ""
+    """Why they cannot lie there."""
+
+
+def _cut(batch: int, kv_heads: int) -> Cut:
+    """Batch rows and heads over the axes that `RULES` names; kernels cannot be cut by themselves.
+
+    Nothing to do without a mesh, on one device, or where a `shard_map` has cut already.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    sizes = {name: size for name, size in mesh.shape.items() if size > 1}
+    manual = [n for n in sizes if mesh._name_to_type[n] == AxisType.Manual]
+    if not sizes or len(manual) == len(sizes):
+        return Cut()
+    if manual:
+        return Cut(reason=f"the Pallas GPU kernel cannot be cut where {manual} are cut already")
+    rows = tuple(n for n in RULES["batch"] if n in sizes)
+    heads = tuple(n for n in RULES["heads"] if n in sizes)
+    other = set(sizes) - {*rows, *heads}
+    if other:
+        return Cut(reason=f"the Pallas GPU kernel is not cut over {sorted(other)}")
+    for what, size, axes in (("rows", batch, rows), ("key/value heads", kv_heads, heads)):
+        parts = math.prod(sizes[n] for n in axes)
+        if size % parts:
+            return Cut(reason=f"{size} {what} cannot be cut into {parts} for the Pallas GPU kernel")
+    return Cut(rows, heads, True)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Inputs:
+    """Every array of a call."""
+
+    q: Array
+    k: Array
+    v: Array
+    scale: Array
+    bias: AlibiBias | None
+    sinks: Array | None
+    mask: Mask
+
+
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Mask,
+    *,
+    scale: float | Array,
+    softcap: float = 0.0,
+    bias: Bias | None = None,
+    sinks: Array | None = None,
+    tiles: Tiles | None = None,
+    interpret: bool = False,
+    **_,
+) -> Array:
+    """See `jgpt.kernels.attention.attention`, and `supports` for what this does not do.
+
+    Args:
+        q: see there.
+        k: see there.
+        v: see there.
+        mask: see there.
+        scale: see there.
+        softcap: see there.
+        bias: see there.
+        sinks: see there.
+        tiles: block sizes; None takes `choose_tiles`.
+        interpret: runs on any device.
+    """
+    inputs = _Inputs(q, k, v, jnp.asarray(scale, jnp.float32), bias, sinks, mask)
+    run = functools.partial(_on_one_device, softcap=softcap, tiles=tiles, interpret=interpret)
+    cut = _cut(q.shape[0], k.shape[2])
+    if not cut.needed:
+        return run(inputs)
+    rows, heads = cut.batch or None, cut.heads or None
+    tokens, by_head = PartitionSpec(rows, None, heads), PartitionSpec(heads)
+    specs = _Inputs(
+        q=tokens,
+        k=tokens,
+        v=tokens,
+        scale=PartitionSpec(),
+        bias=None if bias is None else AlibiBias(by_head),
+        sinks=None if sinks is None else by_head,
+        mask=jax.tree.map(lambda x: PartitionSpec(rows if len(x) > 1 else None), mask),
+    )
+    return jax.shard_map(run, in_specs=(specs,), out_specs=tokens, check_vma=False)(inputs)
+
+
+def _on_one_device(inputs: _Inputs, softcap: float, tiles: Tiles | None, interpret: bool) -> Array:
+    q, k, v, mask = inputs.q, inputs.k, inputs.v, inputs.mask
+    width = max(q.shape[3], v.shape[3])
+    tiles = tiles or choose_tiles(device_kind(), q.dtype, width)
+    static = Static(
+        mask=Mask(**{n: getattr(mask, n) for n in STRUCTURE}),
+        queries=q.shape[1],
+        keys=k.shape[1],
+        width=q.shape[3],
+        value_width=v.shape[3],
+        group=q.shape[2] // k.shape[2],
+        softcap=softcap,
+        **tiles._asdict(),
+        interpret=interpret,
+    )
+    extras = Extras(
+        scale=inputs.scale.reshape(1),
+        sinks=None if inputs.sinks is None else inputs.sinks.astype(jnp.float32),
+        slopes=None if inputs.bias is None else inputs.bias.slopes.astype(jnp.float32),
+        mask=jax.tree.map(lambda x: x.astype(jnp.int32), mask),
+    )
+    return _attend(static, q, k, v, extras)
+
+
+STRUCTURE = ("causal", "window", "block_size", "num_local_blocks", "num_global_blocks", "stride")
+"""Fields of `Mask` that are no arrays."""
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(static: Static, q: Array, k: Array, v: Array, extras: Extras) -> Array:
+    return forward(static, q, k, v, extras)[0]
+
+
+def _forward(static: Static, q: Array, k: Array, v: Array, extras: Extras):
+    out, normalizer = forward(static, q, k, v, extras)
+    return out, (q, k, v, extras, out, normalizer)
+
+
+def _backward(static: Static, saved: Any, dout: Array):
+    q, k, v, extras, out, normalizer = saved
+    along = jnp.einsum("bshd,bshd->bhs", dout, out, preferred_element_type=jnp.float32)
+    statistics = normalizer, along
+    got = backward_queries(static, q, k, v, extras, dout, *statistics)
+    dk, dv = backward_keys(static, q, k, v, extras, dout, *statistics)
+    dsinks = None
+    if extras.sinks is not None:
+        taken = jnp.exp2(extras.sinks[:, None] * LOG2_E - normalizer) * along
+        dsinks = -taken.sum((0, 2))
+    dextras = Extras(
+        scale=got["dscale"].sum().reshape(1),
+        sinks=dsinks,
+        slopes=None if extras.slopes is None else got["dslopes"].sum((0, 2)),
+        mask=None,
+    )
+    return got["dq"], dk, dv, dextras
+
+
+_attend.defvjp(_forward, _backward)
