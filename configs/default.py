@@ -359,6 +359,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.objective.name = "pretrain"
     # weight of logsumexp(logits)**2
     c.objective.z_loss = 0.0
+    # share of each target's mass spread evenly over the vocabulary, the target included
+    c.objective.label_smoothing = 0.0
     # mlm, span_corruption: share of the tokens hidden
     c.objective.noise_density = 0.15
     # span_corruption: tokens per hidden span, on average
@@ -422,6 +424,15 @@ def get_config() -> ml_collections.ConfigDict:
     c.sample.repetition_penalty = 1.0
     # of sampling
     c.sample.seed = 0
+
+    # of past tokens
+    c.sample.cache = ml_collections.ConfigDict()
+    # slots: each row has room for its longest length; pages: rows take pages of a common pool
+    c.sample.cache.kind = "slots"
+    # of keys and values: model (that of activations); float32; bfloat16; int8 (a scale per token and head)
+    c.sample.cache.dtype = "model"
+    # tokens of a page
+    c.sample.cache.page_size = 128
     # written and judged at the end of a run; 0 for none
     c.sample.final_samples = 50
 

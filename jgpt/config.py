@@ -581,6 +581,9 @@ class ObjectiveConfig:
 
     name: str = setting("pretrain", "a name from objectives.OBJECTIVES")
     z_loss: float = setting(0.0, "weight of logsumexp(logits)**2")
+    label_smoothing: float = setting(
+        0.0, "share of each target's mass spread evenly over the vocabulary, the target included"
+    )
     noise_density: float = setting(0.15, "mlm, span_corruption: share of the tokens hidden")
     mean_span: float = setting(3.0, "span_corruption: tokens per hidden span, on average")
     mask_id: int = setting(-1, "mlm: the mask token; -1 for a row added after the tokenizer's ids")
@@ -594,6 +597,11 @@ class ObjectiveConfig:
         if not 0 < self.noise_density < 1:
             raise ConfigError(
                 f"objective.noise_density is {self.noise_density}; it must lie between 0 and 1"
+            )
+        if not 0 <= self.label_smoothing < 1:
+            raise ConfigError(
+                f"objective.label_smoothing is {self.label_smoothing}; it must be at least 0 and "
+                "below 1"
             )
         if self.mean_span < 1:
             raise ConfigError(f"objective.mean_span is {self.mean_span}; it must be at least 1")
@@ -638,6 +646,28 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class CacheConfig:
+    """Keys and values of past tokens, kept while text is written."""
+
+    kind: str = setting(
+        "slots",
+        "slots: each row has room for its longest length; pages: rows take pages of a common pool",
+        ("slots", "pages"),
+    )
+    dtype: str = setting(
+        "model",
+        "of keys and values: model (that of activations); float32; bfloat16; int8 (a scale per "
+        "token and head)",
+        ("model", "float32", "bfloat16", "int8"),
+    )
+    page_size: int = setting(128, "tokens of a page")
+
+    def __post_init__(self):
+        if self.page_size < 1:
+            raise ConfigError(f"cache.page_size is {self.page_size}; it must be at least 1")
+
+
+@dataclass(frozen=True)
 class SampleConfig:
     """Text written by the model, during training and by `jgpt.generate`."""
 
@@ -650,6 +680,7 @@ class SampleConfig:
     min_p: float = setting(0.0, "only those at least this times as likely as the likeliest")
     repetition_penalty: float = setting(1.0, "makes tokens of the text so far unlikelier; 1: off")
     seed: int = setting(0, "of sampling")
+    cache: CacheConfig = setting(CacheConfig, "of past tokens")
     final_samples: int = setting(50, "written and judged at the end of a run; 0 for none")
 
     def __post_init__(self):

@@ -36,7 +36,7 @@ def make_generator(
     silent |= set(range(tokenizer.vocab_size, model.vocab_size))
     return Generator(
         partial(apply, model),
-        partial(init_cache, model),
+        partial(init_cache, model, cache=sample.cache),
         sample,
         vocab_size=model.vocab_size,
         max_length=model.max_length,

@@ -40,7 +40,7 @@ class SourceGenerator:
         self._read = jax.jit(partial(read_source, model))
         self._generator = Generator(
             partial(_apply_with_memory, model),
-            partial(init_cache, model),
+            partial(init_cache, model, cache=sample.cache),
             sample,
             vocab_size=model.vocab_size,
             max_length=model.max_length,

@@ -22,9 +22,10 @@ from jgpt.config import SampleConfig
 from jgpt.inference.sampling import sample
 from jgpt.typing import Array, PyTree
 
-CACHE_MULTIPLE = 64
+CACHE_MULTIPLE = 128
 PROMPT_MULTIPLE = 16
-"""Lengths are rounded up to these, so that few different shapes are compiled."""
+"""Lengths are rounded up to these, so that few different shapes are compiled; the TPU kernel of
+decode attention wants the first."""
 
 
 class CachedApply(Protocol):

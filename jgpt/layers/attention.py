@@ -10,7 +10,8 @@ from jaxtyping import Bool, Float, Int
 
 from jgpt.config import ModelConfig
 from jgpt.kernels.attention import attention
-from jgpt.layers.cache import KVCache, update, valid_positions
+from jgpt.kernels.decode_attention import Pages, decode_attention
+from jgpt.layers.cache import KVCache, past, update, valid_positions
 from jgpt.layers.initialization import Constant, hidden_std, parameter, zeros
 from jgpt.layers.linear import Linear
 from jgpt.layers.norm import Norm
@@ -127,21 +128,30 @@ class Attention(nn.Module):
         if c.attention_sinks:
             sinks = self.param("sinks", zeros("head_count"), (c.num_heads,), c.param_dtype)
         mask = context.masks[self.kind]
-        if cache is not None:
-            k, v, mask, cache = through_cache(cache, k, v, mask, context)
-        y = attention(
-            q,
-            k,
-            v,
-            mask,
-            scale=scale,
-            softcap=c.attention_softcap,
-            bias=context.bias,
-            sinks=sinks,
-            dropout=0.0 if dropout_key is None else c.attention_dropout,
-            dropout_key=dropout_key,
-            backend=c.attention_backend,
-        )
+        scores = {
+            "scale": scale,
+            "softcap": c.attention_softcap,
+            "bias": context.bias,
+            "sinks": sinks,
+        }
+        if cache is not None and finds_itself(cache, mask, context):
+            mask = cached_mask(mask, context)
+            cache = update(cache, k, v, mask.q_positions)
+            backend = "reference" if c.attention_backend == "reference" else "auto"
+            y = decode_attention(q, cache.stored, mask, backend=backend, **scores)
+        else:
+            if cache is not None:
+                k, v, mask, cache = through_cache(cache, k, v, mask, context)
+            y = attention(
+                q,
+                k,
+                v,
+                mask,
+                dropout=0.0 if dropout_key is None else c.attention_dropout,
+                dropout_key=dropout_key,
+                backend=c.attention_backend,
+                **scores,
+            )
         output = output_projection(c, name="output")
         return output(y.reshape(*x.shape[:-1], -1)), cache
 
@@ -165,6 +175,24 @@ class Attention(nn.Module):
         return q, k, v
 
 
+def finds_itself(cache: KVCache, mask: Mask, context: Context) -> bool:
+    """Whether new tokens can be stored first and then find all they see in the cache.
+
+    Not in an empty cache, where reading is more work than attending to themselves, and not where
+    several may push each other out of a window's ring.
+    """
+    if context.fresh or mask.prefix_lengths is not None:
+        return False
+    alone = context.positions.shape[1] == 1
+    return alone or not mask.window or isinstance(cache.stored, Pages)
+
+
+def cached_mask(mask: Mask, context: Context) -> Mask:
+    """`mask` for queries at their positions in a row that is one text; padding sees nothing."""
+    positions = valid_positions(context.positions, context.token_mask)
+    return dataclasses.replace(mask, q_segment_ids=None, kv_segment_ids=None, q_positions=positions)
+
+
 def through_cache(
     cache: KVCache, k: Array, v: Array, mask: Mask, context: Context
 ) -> tuple[Array, Array, Mask, KVCache]:
@@ -180,16 +208,10 @@ def through_cache(
     if context.fresh:
         return k, v, mask, new
     if k.shape[1] == 1:
-        keys, values, kv_positions = new.k, new.v, new.positions
+        k, v, kv_positions = past(new, k.dtype)
     else:
-        keys = jnp.concatenate([cache.k.astype(k.dtype), k], axis=1)
-        values = jnp.concatenate([cache.v.astype(v.dtype), v], axis=1)
-        kv_positions = jnp.concatenate([cache.positions, positions], axis=1)
-    mask = dataclasses.replace(
-        mask,
-        q_segment_ids=None,
-        kv_segment_ids=None,
-        q_positions=positions,
-        kv_positions=kv_positions,
-    )
-    return keys.astype(k.dtype), values.astype(v.dtype), mask, new
+        keys, values, kv_positions = past(cache, k.dtype)
+        k, v = jnp.concatenate([keys, k], axis=1), jnp.concatenate([values, v], axis=1)
+        kv_positions = jnp.concatenate([kv_positions, positions], axis=1)
+    mask = dataclasses.replace(cached_mask(mask, context), kv_positions=kv_positions)
+    return k, v, mask, new

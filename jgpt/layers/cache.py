@@ -1,8 +1,9 @@
-"""Keys and values of past tokens: one ring of slots per layer.
+"""Keys and values of past tokens, layer by layer, as decoding carries them along.
 
-A token at position p lives in slot `p % C`. A global layer has as many slots as the longest
-sequence; a local one no more than its window, and a new token overwrites the one that has just left
-the window.
+How they lie in memory is `jgpt.kernels.decode_attention.stored`'s matter: `Slots`, a ring of slots
+for each row, where a global layer has as many as the longest sequence, a local one no more than its
+window, and a new token overwrites the one that has just left the window; or `Pages` of a pool that
+all rows share.
 """
 
 import dataclasses
@@ -12,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
-from jgpt.config import ConfigError, ModelConfig
+from jgpt.config import CacheConfig, ConfigError, ModelConfig
+from jgpt.kernels.decode_attention import Pages, Slots, Stored, contents, write
 from jgpt.typing import Array, static
 
 
@@ -21,10 +23,7 @@ from jgpt.typing import Array, static
 class KVCache:
     """One layer's cache; what latent attention puts in it is said there."""
 
-    k: Float[Array, "B C K d"]
-    v: Float[Array, "B C K d"]
-    positions: Int[Array, "B C"]
-    """int32; -1 marks an empty slot."""
+    stored: Stored
     source: tuple[Float[Array, "B T K d"], Float[Array, "B T K d"]] | None = None
     """Keys and values of an encoder-decoder's source; made in the first call, read in the rest."""
 
@@ -43,16 +42,27 @@ class Cache:
 
 
 def init_cache(
-    config: ModelConfig, batch_size: int, length: int, dtype: str | None = None
+    config: ModelConfig,
+    batch_size: int,
+    length: int,
+    cache: CacheConfig | None = None,
+    num_pages: int | None = None,
 ) -> Cache:
     """An empty cache for rows of up to `length` tokens.
 
     Args:
-        dtype: of keys and values; None for `config.dtype`.
+        config: of the model.
+        batch_size: rows.
+        length: tokens of a row, at most.
+        cache: in which form, of which dtype; None for the defaults.
+        num_pages: size of the pool of pages, of which no row has any (see `allot`); None for as
+            many as all rows can fill, each row with its own.
 
     Raises:
-        ConfigError: the model looks at later tokens, or has no positions that far out.
+        ConfigError: the model looks at later tokens, has no positions that far out, or its kind of
+            attention is not stored in that form.
     """
+    cache = cache or CacheConfig()
     if config.attention == "bidirectional":
         raise ConfigError(
             "model.attention='bidirectional' has no cache; decode with 'causal' or 'prefix'"
@@ -62,22 +72,74 @@ def init_cache(
             f"a cache of {length} tokens is longer than the learned position table; ask for at "
             f"most model.max_length ({config.max_length})"
         )
-
-    def layer(index: int) -> KVCache:
-        local = config.layer_kind(index)[0] == "local"
-        slots = min(length, config.window) if local else length
-        latent = config.latent
-        widths = (config.size_of_head, config.size_of_head)
-        heads = config.kv_heads
-        if latent.kv_rank:
-            heads, widths = 1, (latent.kv_rank, latent.rope_dim)
-        k, v = (
-            jnp.zeros((batch_size, slots, heads, width), dtype or config.dtype) for width in widths
+    if config.latent.kv_rank and (cache.kind == "pages" or cache.dtype == "int8"):
+        raise ConfigError(
+            f"cache.kind={cache.kind!r} with cache.dtype={cache.dtype!r} cannot be had with latent "
+            "attention (model.latent), which is stored compressed; use 'slots' and 'model'"
         )
-        return KVCache(k, v, jnp.full((batch_size, slots), -1, jnp.int32))
-
-    layers = tuple(layer(i) for i in range(config.num_layers))
+    layers = tuple(
+        KVCache(
+            _slots(config, index, batch_size, length, cache)
+            if cache.kind == "slots"
+            else _pages(config, batch_size, length, cache, num_pages)
+        )
+        for index in range(config.num_layers)
+    )
     return Cache(layers, jnp.zeros((batch_size,), jnp.int32), fresh=True)
+
+
+def _slots(
+    config: ModelConfig, index: int, batch_size: int, length: int, cache: CacheConfig
+) -> Slots:
+    local = config.layer_kind(index)[0] == "local"
+    slots = min(length, config.window) if local else length
+    widths = (config.size_of_head, config.size_of_head)
+    heads = config.kv_heads
+    if config.latent.kv_rank:
+        heads, widths = 1, (config.latent.kv_rank, config.latent.rope_dim)
+    arrays = _empty(config, cache, (batch_size, heads, slots), widths)
+    return Slots(positions=jnp.full((batch_size, slots), -1, jnp.int32), **arrays)
+
+
+def _pages(
+    config: ModelConfig, batch_size: int, length: int, cache: CacheConfig, num_pages: int | None
+) -> Pages:
+    columns = -(-length // cache.page_size)
+    if num_pages is None:
+        num_pages = batch_size * columns
+        table = jnp.arange(num_pages, dtype=jnp.int32).reshape(batch_size, columns)
+    else:
+        table = jnp.full((batch_size, columns), -1, jnp.int32)
+    shape = (num_pages, config.kv_heads, cache.page_size)
+    arrays = _empty(config, cache, shape, (config.size_of_head,) * 2)
+    return Pages(table=table, lengths=jnp.zeros((batch_size,), jnp.int32), **arrays)
+
+
+def _empty(
+    config: ModelConfig, cache: CacheConfig, shape: tuple[int, ...], widths: tuple[int, int]
+) -> dict[str, Array]:
+    dtype = config.dtype if cache.dtype == "model" else cache.dtype
+    arrays = {name: jnp.zeros((*shape, width), dtype) for name, width in zip("kv", widths)}
+    if dtype == "int8":
+        arrays |= {f"{name}_scales": jnp.zeros(shape, jnp.float32) for name in "kv"}
+    return arrays
+
+
+def allot(cache: Cache, table: Int[Array, "B M"], length: Int[Array, "B"]) -> Cache:
+    """A paged cache whose rows have other pages (-1 for none) and hold so many tokens of them.
+
+    Args:
+        cache: made with pages.
+        table: one for all layers, which use the same page numbers in pools of their own.
+        length: tokens that each row's pages hold already; 0 for a row that begins.
+    """
+    layers = tuple(
+        dataclasses.replace(
+            layer, stored=dataclasses.replace(layer.stored, table=table, lengths=length)
+        )
+        for layer in cache.layers
+    )
+    return dataclasses.replace(cache, layers=layers, length=length, fresh=False)
 
 
 def update(
@@ -86,23 +148,26 @@ def update(
     v: Float[Array, "B S K d"],
     positions: Int[Array, "B S"],
 ) -> KVCache:
-    """The cache with the new tokens in it; of more than C new ones in a row, the last C.
+    """The cache with the new tokens in it; of more than C new ones in a ring, the last C.
 
     Args:
         positions: of the tokens; -1 for padding, which is not stored.
     """
-    slots = cache.positions.shape[1]
-    newest = jnp.max(positions, axis=1, keepdims=True)
-    keep = (positions >= 0) & (positions > newest - slots)
-    index = jnp.where(keep, positions % slots, slots)
-    rows = jnp.arange(positions.shape[0])[:, None]
+    return dataclasses.replace(cache, stored=write(cache.stored, k, v, positions))
 
-    def put(old: Array, new: Array) -> Array:
-        return old.at[rows, index].set(new.astype(old.dtype), mode="drop")
 
-    return dataclasses.replace(
-        cache, k=put(cache.k, k), v=put(cache.v, v), positions=put(cache.positions, positions)
-    )
+def past(
+    cache: KVCache, dtype: jnp.dtype
+) -> tuple[Float[Array, "B T K d"], Float[Array, "B T K d"], Int[Array, "B T"]]:
+    """All that is stored, as `attention` takes it, and its positions (-1: nothing)."""
+    kept = contents(cache.stored)
+
+    def whole(x: Array, scales: Array | None) -> Array:
+        if scales is not None:
+            x = x.astype(jnp.float32) * scales[..., None]
+        return jnp.moveaxis(x, 1, 2).astype(dtype)
+
+    return whole(kept.k, kept.k_scales), whole(kept.v, kept.v_scales), kept.positions
 
 
 def valid_positions(

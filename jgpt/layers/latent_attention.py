@@ -54,8 +54,8 @@ class LatentAttention(nn.Module):
         cache: KVCache | None = None,
         dropout_key: Array | None = None,
     ) -> tuple[Float[Array, "B S D"], KVCache | None]:
-        """As `jgpt.layers.attention.Attention`; the cache's k is the compressed vector [B,C,1,r],
-        its v the shared rotated key [B,C,1,p]."""
+        """As `jgpt.layers.attention.Attention`; the cache's k is the compressed vector [B,1,C,r],
+        its v the shared rotated key [B,1,C,p]."""
         c = self.config
         q = self._query(x, context)
         latent, shared_key = self._compressed(x, context)

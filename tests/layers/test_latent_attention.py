@@ -91,8 +91,8 @@ def test_the_layer_is_the_formulas(query_rank, backend):
 def test_the_cache_holds_the_compressed_vectors_only():
     c = latent()
     cache = models.init_cache(c, 2, 10)
-    assert cache.layers[0].k.shape == (2, 10, 1, WIDTHS["kv_rank"])
-    assert cache.layers[0].v.shape == (2, 10, 1, WIDTHS["rope_dim"])
+    assert cache.layers[0].stored.k.shape == (2, 1, 10, WIDTHS["kv_rank"])
+    assert cache.layers[0].stored.v.shape == (2, 1, 10, WIDTHS["rope_dim"])
 
 
 def test_scanned_layers_are_the_unrolled_ones():

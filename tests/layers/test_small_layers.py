@@ -7,6 +7,7 @@ import pytest
 from flax.core import meta
 
 from jgpt.config import ModelConfig
+from jgpt.kernels.decode_attention import Slots
 from jgpt.layers.cache import KVCache, update
 from jgpt.layers.ffn import FFN
 from jgpt.layers.initialization import Normal
@@ -103,13 +104,15 @@ def test_residual_adds():
 
 def test_a_ring_keeps_the_newest_tokens_of_every_row():
     slots = 4
-    empty = KVCache(*(jnp.zeros((2, slots, 1, 2)),) * 2, jnp.full((2, slots), -1, jnp.int32))
+    zeros = jnp.zeros((2, 1, slots, 2))
+    empty = KVCache(Slots(zeros, zeros, jnp.full((2, slots), -1, jnp.int32)))
     k, v = random(2, 6, 1, 2), random(2, 6, 1, 2, seed=1)
     positions = np.asarray([[0, 1, 2, 3, 4, 5], [0, 1, -1, -1, -1, -1]], np.int32)
     cache = update(empty, k, v, positions)
     backwards = update(empty, k[:, ::-1], v[:, ::-1], positions[:, ::-1])
     jax.tree.map(np.testing.assert_array_equal, cache, backwards)
-    np.testing.assert_array_equal(cache.positions, [[4, 5, 2, 3], [0, 1, -1, -1]])
-    np.testing.assert_array_equal(cache.k[0], k[0][[4, 5, 2, 3]])
-    np.testing.assert_array_equal(cache.v[1, :2], v[1, :2])
-    np.testing.assert_array_equal(cache.v[1, 2:], 0)
+    kept = cache.stored
+    np.testing.assert_array_equal(kept.positions, [[4, 5, 2, 3], [0, 1, -1, -1]])
+    np.testing.assert_array_equal(kept.k[0, 0], k[0, [4, 5, 2, 3], 0])
+    np.testing.assert_array_equal(kept.v[1, 0, :2], v[1, :2, 0])
+    np.testing.assert_array_equal(kept.v[1, 0, 2:], 0)

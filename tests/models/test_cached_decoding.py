@@ -107,14 +107,14 @@ def test_rows_that_are_padded_while_others_decode_stay_as_they_are():
     _, after = step(config)(variables, batch, cache)
     np.testing.assert_array_equal(after.length, [7, 6])
     for old, new in zip(cache.layers, after.layers):
-        np.testing.assert_array_equal(old.k[1], new.k[1])
-        np.testing.assert_array_equal(old.positions[1], new.positions[1])
+        np.testing.assert_array_equal(old.stored.k[1], new.stored.k[1])
+        np.testing.assert_array_equal(old.stored.positions[1], new.stored.positions[1])
 
 
 def test_local_layers_keep_no_more_than_their_window():
     config = tiny(attention_pattern=("local", "global"), window=4)
     cache = models.init_cache(config, 2, 10)
-    assert [layer.k.shape for layer in cache.layers] == [(2, 4, 2, 4), (2, 10, 2, 4)]
+    assert [layer.stored.k.shape for layer in cache.layers] == [(2, 2, 4, 4), (2, 2, 10, 4)]
 
 
 def test_scanned_weights_decode_too():

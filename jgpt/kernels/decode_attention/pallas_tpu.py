@@ -230,9 +230,8 @@ def _ungrouped(x: Array, queries: int, group: int) -> Array:
 
 
 def _call(static: Static, tables: Tables, inputs: dict, interpret: Any) -> tuple[Array, Array]:
-    q, k, v = inputs["q"], inputs["k"], inputs["v"]
+    q, value_width = inputs["q"], inputs["v"].shape[3]
     batch, kv_heads, rows, _ = q.shape
-    value_width = v.shape[3]
 
     def of_row(x: Array) -> pl.BlockSpec:
         shape = (None, *x.shape[1:])

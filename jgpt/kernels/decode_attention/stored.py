@@ -153,7 +153,7 @@ def write(
         keep = (positions >= 0) & (positions > newest - slots)
         rows = jnp.arange(positions.shape[0])[:, None]
         index = jnp.where(keep, positions % slots, slots)
-        after = {"positions": stored.positions.at[rows, index].set(positions, mode="drop")}
+        after = {"positions": _put(stored.positions, rows, index, positions)}
     else:
         number, size = stored.k.shape[0], stored.page_size
         rows = jnp.take_along_axis(
@@ -163,6 +163,26 @@ def write(
         index = positions % size
         after = {"lengths": jnp.maximum(stored.lengths, jnp.max(positions, axis=1) + 1)}
     for name, x in new.items():
-        old = getattr(stored, name)
-        after[name] = old.at[rows, :, index].set(x.astype(old.dtype), mode="drop")
+        after[name] = _put(getattr(stored, name), rows, index, x)
     return dataclasses.replace(stored, **after)
+
+
+def _put(old: Array, rows: Array, index: Array, new: Array) -> Array:
+    """`old` [N, C] or [N, K, C, ...] with new [B, S] or [B, S, K, ...] at slots (rows, index).
+
+    What lies outside is left out. A single token is given a second one that is left out: XLA's
+    CPU backend would not scatter it alone but make the new cache twice, to read and to keep, and
+    copy all of it at every step.
+
+    Args:
+        old: what is written to.
+        rows: [B, 1 or S] along N.
+        index: [B, S] along C.
+        new: cast to old's dtype.
+    """
+    heads = (slice(None),) * (old.ndim > 2)
+    if index.size == 1:
+        outside = jnp.full_like(index, old.shape[len(heads) + 1])
+        index = jnp.concatenate([index, outside], axis=1)
+        new = jnp.concatenate([new, new], axis=1)
+    return old.at[(rows, *heads, index)].set(new.astype(old.dtype), mode="drop")
