@@ -23,12 +23,19 @@ from test_attention import (
     value_and_gradients,
 )
 
-from jgpt.kernels.attention import attention, pallas_tpu, pallas_tpu_kernels, reference
+from jgpt.kernels.attention import attention, pallas_tpu, pallas_tpu_steps, reference
+from jgpt.kernels.attention.pallas_tpu_steps import Blocks
 from jgpt.kernels.attention.schedule import make_schedule
 from jgpt.typing import AlibiBias, Mask, RelativeBias
 
 ROOT = pathlib.Path(__file__).parents[2]
-OURS = [n for n in NAMES if "cache" not in n and "relative" not in n]
+
+
+def cut(queries, keys, forward_part=(1024, 1024), backward_part=(1024, 1024)):
+    return Blocks(queries, keys, forward_part, backward_part)
+
+
+EIGHT = cut(8, 8)
 
 
 def float32(tree):
@@ -38,7 +45,7 @@ def float32(tree):
     return jax.tree.map(cast, tree)
 
 
-def both_ways(arrays, mask, options, quick_jit, interpret=True, blocks=(8, 8)):
+def both_ways(arrays, mask, options, quick_jit, interpret=True, blocks=EIGHT):
     """Values and gradients of the kernels and, in float64, of the reference."""
     kernels = functools.partial(pallas_tpu.attention, blocks=blocks, interpret=interpret)
     got = value_and_gradients(kernels, float32(arrays), mask, float32(options), quick_jit)
@@ -58,7 +65,7 @@ def case(name):
         return inputs(queries, keys), mask, options
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", NAMES)
 def test_kernels_equal_the_reference(name, quick_jit):
     """21 and 29 tokens in blocks of 8: several blocks, the last one ragged."""
     errors = jax.tree.map(relative_error, *both_ways(*case(name), quick_jit))
@@ -70,7 +77,9 @@ def test_every_grouping_of_heads_and_two_widths(kv_heads, quick_jit):
     with jax.enable_x64(True):
         arrays = inputs(17, 17, heads=3, kv_heads=kv_heads, width=5)
         arrays |= {"v": normal(2, 2, 17, kv_heads, 9)}
-    errors = jax.tree.map(relative_error, *both_ways(arrays, Mask(), {}, quick_jit, blocks=(8, 16)))
+    errors = jax.tree.map(
+        relative_error, *both_ways(arrays, Mask(), {}, quick_jit, blocks=cut(8, 16))
+    )
     assert max(jax.tree.leaves(errors)) < 5e-5, errors
 
 
@@ -85,7 +94,7 @@ def test_parts_of_the_diagonal_equal_the_whole(quick_jit):
             "sinks": normal(5, 2),
             "bias": AlibiBias(jnp.asarray([0.05, 0.01])),
         }
-    got, want = both_ways(arrays, mask, options, quick_jit, blocks=(256, 256))
+    got, want = both_ways(arrays, mask, options, quick_jit, blocks=cut(256, 256))
     errors = jax.tree.map(relative_error, got, want)
     assert max(jax.tree.leaves(errors)) < 5e-5, errors
 
@@ -105,7 +114,7 @@ def test_no_race_and_nothing_out_of_bounds(mask, options, quick_jit, capfd):
         if not options:
             ids = segments(21)[:1]
             mask = Mask(q_segment_ids=ids, kv_segment_ids=ids)
-    got, want = both_ways(arrays, mask, {}, quick_jit, strict(**options), blocks=(16, 8))
+    got, want = both_ways(arrays, mask, {}, quick_jit, strict(**options), blocks=cut(16, 8))
     errors = jax.tree.map(relative_error, got, want)
     assert max(jax.tree.leaves(errors)) < 5e-5, errors
     assert "RACE" not in capfd.readouterr().out
@@ -133,7 +142,7 @@ def test_query_without_a_key_gives_zero_and_no_gradient(quick_jit):
     ids = segments(20)
     empty = np.asarray(ids) == 0
     mask = Mask(q_segment_ids=ids, kv_segment_ids=ids)
-    kernels = functools.partial(pallas_tpu.attention, blocks=(8, 8), interpret=True)
+    kernels = functools.partial(pallas_tpu.attention, blocks=EIGHT, interpret=True)
     out, gradients = value_and_gradients(kernels, arrays, mask, {}, quick_jit)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((out, gradients)))
     assert not np.asarray(out)[empty].any()
@@ -145,13 +154,23 @@ def test_query_without_a_key_gives_zero_and_no_gradient(quick_jit):
 def walk(mask, queries=32, keys=32, batch=1):
     """[(row, column)] with work, of each batch row, in blocks of 8; fetches counted beside."""
     ids = mask.q_segment_ids
-    static = pallas_tpu_kernels.Static(
-        make_schedule(mask, queries, keys, 8, 8), mask, False, keys, 1, 0.0, 0, True
+    static = pallas_tpu_steps.Static(
+        schedule=make_schedule(mask, queries, keys, 8, 8),
+        mask=mask,
+        prefix=False,
+        positions=False,
+        keys=keys,
+        group=1,
+        softcap=0.0,
+        blocks=EIGHT,
+        vmem_bytes=0,
+        longest=keys,
+        interpret=True,
     )
-    extras = pallas_tpu_kernels.Extras(jnp.ones(1), None, None, ids, ids)
-    steps = pallas_tpu_kernels.make_steps(static, extras, mask.prefix_lengths)
+    extras = pallas_tpu_steps.Extras(jnp.ones(1), q_segments=ids, kv_segments=ids)
+    steps = pallas_tpu_steps.make_steps(static, extras, mask.prefix_lengths)
     rows = np.asarray(steps.rows)
-    work = np.asarray(steps.kinds) & pallas_tpu_kernels.RUN > 0
+    work = np.asarray(steps.kinds) & pallas_tpu_steps.RUN > 0
     columns = np.asarray(steps.columns)
     fetches = (np.diff(columns, axis=1) != 0).sum(1) + 1
     return [set(zip(rows[w], c[w])) for w, c in zip(work, columns)], fetches
@@ -190,7 +209,7 @@ def test_over_a_mesh_every_gradient_is_that_of_one_device(quick_jit):
         options = {"sinks": normal(5, HEADS), "bias": AlibiBias(abs(normal(6, HEADS)))}
     arrays, options = float32(arrays), float32(options)
     mask = Mask(q_segment_ids=ids, kv_segment_ids=ids)
-    kernels = functools.partial(pallas_tpu.attention, blocks=(8, 8), interpret=True)
+    kernels = functools.partial(pallas_tpu.attention, blocks=EIGHT, interpret=True)
     want = value_and_gradients(kernels, arrays, mask, options, quick_jit)
     axes = {"data": 2, "fsdp": 2, "tensor": 2}
     mesh = jax.make_mesh((2, 2, 2), tuple(axes), axis_types=(AxisType.Auto,) * 3)
@@ -212,14 +231,17 @@ def test_auto_takes_it_on_tpu_only_and_reasons_are_given(monkeypatch):
     monkeypatch.setattr(pallas_tpu, "device_kind", lambda: "TPU v5 lite")
     assert supports(mask=Mask()) == ""
     assert supports(mask=Mask(window=3), softcap=2.0, sinks=jnp.ones(HEADS)) == ""
-    positions = jnp.zeros((2, 20), jnp.int32)
-    assert "explicit positions" in supports(mask=Mask(q_positions=positions))
-    assert "relative bias" in supports(mask=Mask(), bias=RelativeBias(jnp.ones((8, HEADS))))
+    positions = Mask(q_positions=jnp.zeros((2, 20), jnp.int32))
+    relative = RelativeBias(jnp.ones((8, HEADS)))
+    assert supports(mask=positions) == supports(mask=Mask(), bias=relative) == ""
+    assert "relative bias with explicit positions" in supports(mask=positions, bias=relative)
     assert "dropout" in supports(mask=Mask(), dropout=0.1)
     wrong = {n: x.astype("float16") if n in "qkv" else x for n, x in arrays.items()}
     assert "not float16" in pallas_tpu.supports(mask=Mask(), **wrong)
-    long = jax.ShapeDtypeStruct((1, 2**20, 2, 128), jnp.bfloat16)
-    assert "keys, not 1048576" in pallas_tpu.supports(long, long, long, Mask())
+    long = jax.ShapeDtypeStruct((1, 2**17, 2, 128), jnp.bfloat16)
+    assert pallas_tpu.supports(long, long, long, Mask()) == ""
+    longer = jax.ShapeDtypeStruct((1, 2**20, 2, 128), jnp.bfloat16)
+    assert "no room for 1048576 blocks" in pallas_tpu.supports(longer, longer, longer, Mask())
 
 
 PROGRAM = """
@@ -228,14 +250,15 @@ import jax, jax.numpy as jnp, numpy as np
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 from jgpt.kernels.attention import attention, pallas_tpu
-from jgpt.typing import AlibiBias, Mask
+from jgpt.typing import AlibiBias, Mask, RelativeBias
 
 topology = topologies.get_topology_desc(platform="tpu", topology_name=sys.argv[1])
 place = SingleDeviceSharding(topology.devices[0])
 mesh = jax.sharding.Mesh(np.array(topology.devices[:1]), ("one",)).abstract_mesh
 
 def check(name, queries, keys, heads, kv_heads, width, dtype="bfloat16", segments=False,
-          value_width=None, sinks=False, alibi=False, softcap=0.0, prefix=False, **mask):
+          value_width=None, sinks=False, alibi=False, relative=False, softcap=0.0, prefix=False,
+          positions=False, kernels=2, **mask):
     def array(*shape, dtype=dtype):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
 
@@ -243,10 +266,13 @@ def check(name, queries, keys, heads, kv_heads, width, dtype="bfloat16", segment
         def attend(q, k, v, scale, numbers):
             made = Mask(q_segment_ids=ids if segments else None,
                         kv_segment_ids=ids if segments else None,
+                        q_positions=ids if positions else None,
                         prefix_lengths=lengths if prefix else None, **mask)
+            bias = AlibiBias(numbers) if alibi else None
+            bias = RelativeBias(jnp.outer(numbers, numbers)) if relative else bias
             return attention(q, k, v, made, scale=scale, softcap=softcap,
                              sinks=numbers if sinks else None,
-                             bias=AlibiBias(numbers) if alibi else None, backend="pallas_tpu")
+                             bias=bias, backend="pallas_tpu")
         out, pull = jax.vjp(attend, q, k, v, scale, numbers)
         return out, pull(out)
 
@@ -256,7 +282,7 @@ def check(name, queries, keys, heads, kv_heads, width, dtype="bfloat16", segment
         array(heads, dtype="float32"), array(2, queries, dtype="int32"), array(2, dtype="int32"),
     ).compile().as_text()
     count = text.count('custom_call_target="tpu_custom_call"')
-    assert count == 2, f"{name}: {count} kernels"
+    assert count == kernels, f"{name}: {count} kernels"
     print("ok", name, flush=True)
 
 with jax.sharding.use_abstract_mesh(mesh):
@@ -268,8 +294,12 @@ with jax.sharding.use_abstract_mesh(mesh):
           prefix=True)
     check("block-sparse, short", 40, 40, 2, 1, 128, block_size=8, num_local_blocks=2,
           num_global_blocks=1)
+    check("relative, ragged", 1300, 1300, 2, 2, 128, relative=True)
+    check("positions", 700, 1500, 2, 1, 64, positions=True, window=256)
     chip = pallas_tpu.CHIPS[pallas_tpu.device_kind()]
-    check("longest", 2048, pallas_tpu.longest(chip, 128, 128), 1, 1, 128, causal=False)
+    most = pallas_tpu.longest(chip, 128, 128)
+    check("longest on chip", 2048, most, 1, 1, 128, causal=False)
+    check("longer", 1024, most + 1024, 1, 1, 128, causal=False, kernels=3)
 """
 
 
@@ -293,4 +323,4 @@ def test_both_passes_compile_for_tpu(topology):
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-    assert done.stdout.count("ok ") == 6
+    assert done.stdout.count("ok ") == 9

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks.kernel_cases import Arithmetic, Case, Program
-from jgpt.kernels.attention import pallas_tpu, pallas_tpu_kernels
+from jgpt.kernels.attention import pallas_tpu, pallas_tpu_steps
 from jgpt.kernels.attention.schedule import make_schedule
 from jgpt.typing import Mask
 
@@ -16,7 +16,7 @@ WIDTH = 128
 
 def our_tables(length, block):
     """The walk of a causal mask in square blocks, checked against the tables themselves."""
-    kernels, rows = pallas_tpu_kernels, length // block
+    kernels, rows = pallas_tpu_steps, length // block
     starts = [i * (i + 1) // 2 for i in range(rows + 1)]
 
     def row(step):
@@ -32,8 +32,20 @@ def our_tables(length, block):
 
     with jax.ensure_compile_time_eval():
         schedule = make_schedule(Mask(), length, length, block, block)
-        static = kernels.Static(schedule, Mask(), False, length, 1, 0.0, 0, False)
-        extras = kernels.Extras(None, None, None, None, None)
+        static = kernels.Static(
+            schedule,
+            Mask(),
+            False,
+            False,
+            length,
+            1,
+            0.0,
+            pallas_tpu.OTHER_CHIP.blocks,
+            0,
+            0,
+            False,
+        )
+        extras = kernels.Extras(None)
         steps = kernels.make_steps(static, extras, None)
         numbers = jnp.arange(starts[-1])
         for function, table in ((row, steps.rows), (column, steps.columns), (kind, steps.kinds)):
@@ -64,7 +76,8 @@ def splash_tables(name, operands, grid):
 
 
 def ours(q, k, v, block):
-    return pallas_tpu.attention(q, k, v, Mask(), scale=WIDTH**-0.5, blocks=(block, block))
+    blocks = pallas_tpu.CHIPS[pallas_tpu.device_kind()].blocks._replace(queries=block, keys=block)
+    return pallas_tpu.attention(q, k, v, Mask(), scale=WIDTH**-0.5, blocks=blocks)
 
 
 def flash(q, k, v, block):

@@ -1,8 +1,9 @@
 """Flash attention for TPU in Pallas, forward and backward (Dao 2023, section 3.1).
 
 This module pads, cuts over a mesh and defines the derivative; `pallas_tpu_calls.py` has the two
-calls, `pallas_tpu_kernels.py` what they run. Inside, q is [B, H, S, d], k and v are [B, K, T, d],
-lengths are padded to whole blocks, and widths are left as they are.
+calls, `pallas_tpu_kernels.py` what they run, on the blocks of `pallas_tpu_steps.py` and the parts
+of `pallas_tpu_block.py`. Inside, q is [B, H, S, d], k and v are [B, K, T, d], lengths are padded to
+whole blocks, and widths are left as they are.
 """
 
 import functools
@@ -14,14 +15,16 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 
+from jgpt.kernels.attention.mask import relative_bucket, row_indices
+from jgpt.kernels.attention.pallas_tpu_block import LANES, LOG2_E, LOWEST
 from jgpt.kernels.attention.pallas_tpu_calls import backward, forward
-from jgpt.kernels.attention.pallas_tpu_kernels import (
-    LANES,
-    LOG2_E,
+from jgpt.kernels.attention.pallas_tpu_steps import (
+    Blocks,
     Extras,
     Static,
     Steps,
     make_steps,
+    spans,
 )
 from jgpt.kernels.attention.schedule import make_schedule
 from jgpt.sharding import RULES
@@ -33,20 +36,22 @@ MIB = 2**20
 class Chip(NamedTuple):
     """What a TPU generation wants."""
 
-    query_block: int
-    key_block: int
+    blocks: Blocks
+    """Limits: shorter rows have smaller ones."""
     vmem_bytes: int
     """What a kernel may use of the on-chip memory."""
 
 
 CHIPS = {
-    "TPU v5 lite": Chip(1024, 1024, 100 * MIB),
-    "TPU v5": Chip(1024, 1024, 56 * MIB),
-    "TPU v6 lite": Chip(1024, 1024, 100 * MIB),
+    "TPU v5 lite": Chip(Blocks(1024, 1024, (256, 512), (512, 256)), 100 * MIB),
+    "TPU v5": Chip(Blocks(1024, 1024, (256, 512), (512, 256)), 56 * MIB),
+    "TPU v6 lite": Chip(Blocks(1024, 1024, (256, 1024), (512, 256)), 100 * MIB),
 }
-"""By device kind; blocks are limits, shorter rows have smaller ones."""
-OTHER_CHIP = Chip(512, 512, 14 * MIB)
+"""By device kind."""
+OTHER_CHIP = Chip(Blocks(512, 512, (256, 512), (512, 256)), 14 * MIB)
 """For kinds that are not in the table: fits every generation's default."""
+STEPS_BYTES = 512 * 1024
+"""What the tables of the walk may take of the scalar memory (1 MiB in every generation)."""
 
 
 def supports(
@@ -63,22 +68,26 @@ def supports(
     kind = device_kind()
     if not kind.startswith("TPU"):
         return "the Pallas TPU kernel runs on TPU"
-    for reason, found in (
-        ("a relative bias", isinstance(bias, RelativeBias)),
-        ("dropout", bool(dropout)),
-        ("explicit positions", mask.q_positions is not None or mask.kv_positions is not None),
-    ):
-        if found:
-            return f"the Pallas TPU kernel has no {reason.removeprefix('a ')}"
+    if dropout:
+        return "the Pallas TPU kernel has no dropout"
+    explicit = mask.q_positions is not None or mask.kv_positions is not None
+    if isinstance(bias, RelativeBias) and explicit:
+        return "the Pallas TPU kernel has no relative bias with explicit positions"
     if {x.dtype for x in (q, k, v)} - {jnp.dtype("bfloat16"), jnp.dtype("float32")}:
         return f"the Pallas TPU kernel takes bfloat16 and float32, not {q.dtype} and {k.dtype}"
     if len({x.dtype for x in (q, k, v)}) > 1:
         return "the Pallas TPU kernel needs q, k and v of one dtype"
-    chip = _chip(kind)
-    most = longest(chip, q.shape[3], v.shape[3])
-    if k.shape[1] > most:
-        return f"the Pallas TPU kernel's backward pass holds up to {most} keys, not {k.shape[1]}"
+    blocks = _chip(kind).blocks
+    steps = -(-q.shape[1] // blocks.queries) * -(-k.shape[1] // blocks.keys)
+    tables = q.shape[0] if explicit or _changes(mask) else 1
+    if 4 * steps * (1 + 2 * tables) > STEPS_BYTES:
+        return f"the Pallas TPU kernel's tables have no room for {steps} blocks of {tables} rows"
     return _cut(q.shape[0], k.shape[2]).reason
+
+
+def _changes(mask: Mask) -> bool:
+    """Whether the blocks to compute differ by batch row."""
+    return mask.q_segment_ids is not None or mask.prefix_lengths is not None
 
 
 def device_kind() -> str:
@@ -92,9 +101,10 @@ def _chip(kind: str) -> Chip:
 
 
 def longest(chip: Chip, width: int, value_width: int) -> int:
-    """Keys of which the gradients fit in VMEM, twice in float32, beside six blocks of scores."""
+    """Keys of which the gradients fit in VMEM, twice in float32, beside six blocks of scores;
+    of more of them, the backward pass takes so many at a time."""
     lanes = _up(width, LANES) + _up(value_width, LANES)
-    room = chip.vmem_bytes - 6 * 4 * chip.query_block * chip.key_block
+    room = chip.vmem_bytes - 6 * 4 * chip.blocks.queries * chip.blocks.keys
     return room // (2 * 4 * lanes) // LANES * LANES
 
 
@@ -136,6 +146,15 @@ def _cut(batch: int, kv_heads: int) -> Cut:
     return Cut(rows, heads, True)
 
 
+MASK_ARRAYS = (
+    "prefix_lengths",
+    "q_segment_ids",
+    "kv_segment_ids",
+    "q_positions",
+    "kv_positions",
+)
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class _Inputs:
@@ -145,12 +164,17 @@ class _Inputs:
     k: Array
     v: Array
     scale: Array
-    bias: AlibiBias | None
+    bias: Bias | None
     sinks: Array | None
     mask: Mask
 
 
-def attention(
+def attention(q: Array, k: Array, v: Array, mask: Mask, **options: Any) -> Array:
+    """See `jgpt.kernels.attention.attention`; options as for `attention_with_logsumexp`."""
+    return attention_with_logsumexp(q, k, v, mask, **options)[0]
+
+
+def attention_with_logsumexp(
     q: Array,
     k: Array,
     v: Array,
@@ -160,10 +184,10 @@ def attention(
     softcap: float = 0.0,
     bias: Bias | None = None,
     sinks: Array | None = None,
-    blocks: tuple[int, int] | None = None,
+    blocks: Blocks | None = None,
     interpret: Any = False,
     **_,
-) -> Array:
+) -> tuple[Array, Array]:
     """See `jgpt.kernels.attention.attention`, and `supports` for what this does not do.
 
     Args:
@@ -175,7 +199,7 @@ def attention(
         softcap: see there.
         bias: see there.
         sinks: see there.
-        blocks: limits of a block of queries and of keys; None takes the chip's from `CHIPS`.
+        blocks: how to cut; None takes the chip's from `CHIPS`.
         interpret: what `pallas_call` takes: True or `pltpu.InterpretParams` run on any device.
     """
     inputs = _Inputs(q, k, v, jnp.asarray(scale, jnp.float32), bias, sinks, mask)
@@ -190,53 +214,62 @@ def attention(
         k=tokens,
         v=tokens,
         scale=PartitionSpec(),
-        bias=None if bias is None else AlibiBias(by_head),
+        bias=jax.tree.map(lambda x: PartitionSpec(*[None] * (x.ndim - 1), heads), bias),
         sinks=None if sinks is None else by_head,
         mask=jax.tree.map(lambda x: PartitionSpec(rows), mask),
     )
-    return jax.shard_map(run, in_specs=(specs,), out_specs=tokens, check_vma=False)(inputs)
+    outs = tokens, tokens
+    return jax.shard_map(run, in_specs=(specs,), out_specs=outs, check_vma=False)(inputs)
 
 
 def _padded(
-    inputs: _Inputs, softcap: float, blocks: tuple[int, int] | None, interpret: Any
-) -> Array:
-    """`attention` on one device."""
+    inputs: _Inputs, softcap: float, blocks: Blocks | None, interpret: Any
+) -> tuple[Array, Array]:
+    """`attention_with_logsumexp` on one device."""
     q, k, v, mask = inputs.q, inputs.k, inputs.v, inputs.mask
-    queries, keys = q.shape[1], k.shape[1]
+    batch, queries, keys = *q.shape[:2], k.shape[1]
     chip = _chip(device_kind())
-    query_block, key_block = blocks or (
-        even_block(queries, chip.query_block),
-        even_block(keys, chip.key_block),
-    )
-    schedule = make_schedule(mask, queries, keys, query_block, key_block)
-    prefix_lengths, q_segments, kv_segments = (
-        None if x is None else x.astype(jnp.int32)
-        for x in (mask.prefix_lengths, mask.q_segment_ids, mask.kv_segment_ids)
-    )
+    if blocks is None:
+        limits = chip.blocks
+        blocks = limits._replace(
+            queries=even_block(queries, limits.queries), keys=even_block(keys, limits.keys)
+        )
+    explicit = mask.q_positions is not None or mask.kv_positions is not None
     static = Static(
-        schedule=schedule,
-        mask=replace(mask, prefix_lengths=None, q_segment_ids=None, kv_segment_ids=None),
-        prefix=prefix_lengths is not None,
+        schedule=make_schedule(mask, queries, keys, blocks.queries, blocks.keys),
+        mask=replace(mask, **dict.fromkeys(MASK_ARRAYS)),
+        prefix=mask.prefix_lengths is not None,
+        positions=explicit,
         keys=keys,
         group=q.shape[2] // k.shape[2],
         softcap=softcap,
+        blocks=blocks,
         vmem_bytes=chip.vmem_bytes,
+        longest=longest(chip, q.shape[3], v.shape[3]),
         interpret=interpret,
     )
+    at = row_indices(mask, queries, keys)
+    positions = [
+        jnp.broadcast_to(x, (batch, x.shape[1])) if explicit else None for x in (at.query, at.key)
+    ]
+    bias = inputs.bias
     extras = Extras(
         scale=inputs.scale.reshape(1),
         sinks=None if inputs.sinks is None else inputs.sinks.astype(jnp.float32),
-        slopes=None if inputs.bias is None else inputs.bias.slopes.astype(jnp.float32),
-        q_segments=_pad(q_segments, query_block),
-        kv_segments=_pad(kv_segments, key_block),
+        slopes=bias.slopes.astype(jnp.float32) if isinstance(bias, AlibiBias) else None,
+        distances=_by_distance(static, bias) if isinstance(bias, RelativeBias) else None,
+        q_segments=_pad_ids(mask.q_segment_ids, blocks.queries),
+        kv_segments=_pad_ids(mask.kv_segment_ids, blocks.keys),
+        q_positions=_pad_ids(positions[0], blocks.queries),
+        kv_positions=_pad_ids(positions[1], blocks.keys, -1),
     )
     arrays = [
         jnp.moveaxis(_pad(x, block), 2, 1)
-        for x, block in ((q, query_block), (k, key_block), (v, key_block))
+        for x, block in ((q, blocks.queries), (k, blocks.keys), (v, blocks.keys))
     ]
-    steps = make_steps(static, extras, prefix_lengths)
-    out = _attend(static, *arrays, extras, steps)
-    return jnp.moveaxis(out, 1, 2)[:, :queries]
+    steps = make_steps(static, extras, _pad_ids(mask.prefix_lengths, 1))
+    out, logsumexp = _attend(static, *arrays, extras, steps)
+    return jnp.moveaxis(out, 1, 2)[:, :queries], jnp.moveaxis(logsumexp, 1, 2)[:, :queries]
 
 
 def even_block(length: int, limit: int) -> int:
@@ -246,27 +279,49 @@ def even_block(length: int, limit: int) -> int:
     return _up(-(-length // blocks), LANES)
 
 
-def _pad(x: Array | None, block: int) -> Array | None:
-    """Zeros behind axis 1 up to whole blocks."""
-    missing = 0 if x is None else -x.shape[1] % block
-    return jnp.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2)) if missing else x
+def _pad(x: Array, block: int, value: int = 0) -> Array:
+    """`value` behind axis 1 up to whole blocks."""
+    missing = -x.shape[1] % block
+    widths = [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2)
+    return jnp.pad(x, widths, constant_values=value) if missing else x
+
+
+def _pad_ids(ids: Array | None, block: int, value: int = 0) -> Array | None:
+    if ids is None or ids.ndim == 1:
+        return None if ids is None else ids.astype(jnp.int32)
+    return _pad(ids.astype(jnp.int32), block, value)
+
+
+def _by_distance(static: Static, bias: RelativeBias) -> Array:
+    """[H, 1, S + T]: what `bias` adds at each key index - query index, S of them below 0."""
+    queries, keys = static.padded
+    distance = jnp.arange(-queries, keys, dtype=jnp.int32)
+    bucket = relative_bucket(distance, len(bias.table), bias.max_distance, bias.bidirectional)
+    return bias.table.astype(jnp.float32).T[:, None, bucket]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(static: Static, q: Array, k: Array, v: Array, extras: Extras, steps: Steps) -> Array:
-    return forward(static, steps, q, k, v, extras)[0]
+def _attend(
+    static: Static, q: Array, k: Array, v: Array, extras: Extras, steps: Steps
+) -> tuple[Array, Array]:
+    """The result [B, H, S, u] and its log-sum-exp [B, H, S] float32."""
+    return _forward(static, q, k, v, extras, steps)[0]
 
 
 def _forward(static: Static, q: Array, k: Array, v: Array, extras: Extras, steps: Steps):
     out, normalizer = forward(static, steps, q, k, v, extras)
-    return out, (q, k, v, extras, steps, out, normalizer)
+    logsumexp = normalizer[:, :, 0] * (1 / LOG2_E)
+    logsumexp = jnp.where(normalizer[:, :, 0] <= LOWEST, -jnp.inf, logsumexp)
+    return (out, logsumexp), (q, k, v, extras, steps, out, normalizer)
 
 
-def _backward(static: Static, saved: Any, dout: Array):
+def _backward(static: Static, saved: Any, cotangents: tuple[Array, Array]):
     q, k, v, extras, steps, out, normalizer = saved
+    dout, dlogsumexp = cotangents
     along = jnp.einsum("bhsd,bhsd->bhs", dout, out, preferred_element_type=jnp.float32)
-    along = along[:, :, None]
-    got = backward(static, steps, q, k, v, extras, dout, normalizer, along)
+    # A score's gradient is p * (dp - along) from the result and p * dlogsumexp from the other one.
+    along = (along - dlogsumexp)[:, :, None]
+    got = _column_spans(static, steps, q, k, v, extras, dout, normalizer, along)
     # scores are scale * q . k, and dk lacks the scale: its product with k sums over all pairs
     dscale = (got["dk"] * k).sum().reshape(1)
     dsinks = None
@@ -277,11 +332,55 @@ def _backward(static: Static, saved: Any, dout: Array):
         scale=dscale,
         sinks=dsinks,
         slopes=None if extras.slopes is None else got["dslopes"].sum((0, 2, 3)),
-        q_segments=None,
-        kv_segments=None,
+        distances=None if extras.distances is None else _turned(got["ddistances"].sum(0)),
     )
     dk = (got["dk"] * extras.scale).astype(k.dtype)
-    return got["dq"], dk, got["dv"].astype(v.dtype), dextras, None
+    return got["dq"].astype(q.dtype), dk, got["dv"].astype(v.dtype), dextras, None
+
+
+def _column_spans(
+    static: Static,
+    steps: Steps,
+    q: Array,
+    k: Array,
+    v: Array,
+    extras: Extras,
+    dout: Array,
+    normalizer: Array,
+    along: Array,
+) -> dict[str, Array]:
+    """`backward`, of as many keys at a time as fit on the chip; every score is computed once."""
+    if extras.distances is not None:
+        extras = replace(extras, distances=_turned(extras.distances))
+    parts = spans(static, static.longest)
+    if len(parts) == 1:
+        return backward(static, steps, q, k, v, extras, dout, normalizer, along, q.dtype)
+    prefixes = steps.prefixes if static.prefix else None
+    found, start = [], 0
+    for part in parts:
+        size = len(part.schedule.columns) * part.schedule.key_block
+        k_part, v_part = (x[:, :, start : start + size] for x in (k, v))
+        of_keys = {
+            name: None if x is None else x[:, start : start + size]
+            for name in ("kv_segments", "kv_positions")
+            for x in [getattr(extras, name)]
+        }
+        those = replace(extras, **of_keys)
+        walk = make_steps(part, those, prefixes)
+        found.append(
+            backward(part, walk, q, k_part, v_part, those, dout, normalizer, along, jnp.float32)
+        )
+        start += size
+    joined = {name: jnp.concatenate([x[name] for x in found], axis=2) for name in ("dk", "dv")}
+    return joined | {n: sum(x[n] for x in found) for n in found[0] if n not in joined}
+
+
+def _turned(distances: Array) -> Array:
+    """Entries by key index - query index + S as entries by query index - key index + T, or back.
+
+    The first entry is of no pair.
+    """
+    return jnp.roll(distances[..., ::-1], 1, axis=-1)
 
 
 _attend.defvjp(_forward, _backward)

@@ -1,6 +1,6 @@
 """The two `pallas_call`s of attention on TPU: grids, block specs, shapes.
 
-The bodies, and what the tables hold, are in `pallas_tpu_kernels.py`.
+The bodies are in `pallas_tpu_kernels.py`, what the tables hold is in `pallas_tpu_steps.py`.
 """
 
 from typing import Any
@@ -10,14 +10,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from jgpt.kernels.attention.pallas_tpu_kernels import (
-    LANES,
-    Extras,
-    Static,
-    Steps,
-    backward_kernel,
-    forward_kernel,
-)
+from jgpt.kernels.attention.pallas_tpu_block import LANES
+from jgpt.kernels.attention.pallas_tpu_kernels import backward_kernel, forward_kernel
+from jgpt.kernels.attention.pallas_tpu_steps import Extras, Static, Steps
 from jgpt.typing import Array
 
 SMEM = pl.BlockSpec(memory_space=pltpu.SMEM)
@@ -40,7 +35,7 @@ def _call(
     names = (*tables, *present, *outputs, *scratch)
 
     def kernel(*refs):
-        absent = dict.fromkeys((*inputs, "dslopes"))
+        absent = dict.fromkeys((*inputs, "dslopes", "ddistances"))
         facts = {"grid": grid, "dynamic": len(steps.columns) > 1}
         body(static, absent | facts | dict(zip(names, refs, strict=True)))
 
@@ -106,6 +101,7 @@ def _specs(static: Static, steps: Steps, head_axes: int) -> dict[str, Any]:
 
     query, key = schedule.query_block, schedule.key_block
     return {
+        "distances": pl.BlockSpec((None, 1, sum(static.padded)), lambda *at: (heads(at)[0], 0, 0)),
         "rows": of_rows,
         "columns": of_columns,
         "statistics": pl.BlockSpec(
@@ -152,8 +148,11 @@ def forward(
             "scale": (extras.scale, SMEM),
             "sinks": (extras.sinks, SMEM),
             "slopes": (extras.slopes, SMEM),
+            "distances": (extras.distances, specs["distances"]),
             "q_segments": (_down(extras.q_segments), specs["down rows"]),
             "kv_segments": (_along(extras.kv_segments), specs["along columns"]),
+            "q_positions": (_down(extras.q_positions), specs["down rows"]),
+            "kv_positions": (_along(extras.kv_positions), specs["along columns"]),
             "q": (q, specs["rows"](width)),
             "k": (k, specs["columns"](width)),
             "v": (v, specs["columns"](value_width)),
@@ -188,9 +187,11 @@ def backward(
     dout: Array,
     normalizer: Array,
     along: Array,
+    dq_dtype: jnp.dtype,
 ) -> dict[str, Array]:
-    """Gradients `dq` (q's dtype), `dk` (not yet scaled) and `dv` (float32), like q, k and v; with
-    ALiBi also `dslopes` [B, H, 1, S] float32, by query.
+    """Gradients like q, k and v: `dq` in `dq_dtype`, `dk` (not yet scaled) and `dv` in float32;
+    with ALiBi also `dslopes` [B, H, 1, S] float32, by query, with a relative bias `ddistances`
+    [B, H, 1, S + T] float32.
 
     Args:
         static: as for `forward`, and so on up to `extras`.
@@ -198,10 +199,11 @@ def backward(
         q: see there.
         k: see there.
         v: see there.
-        extras: see there.
+        extras: see there, but `distances` are in the order of query index - key index.
         dout: [B, H, S, u].
         normalizer: [B, H, 1, S] from `forward`.
-        along: [B, H, 1, S] float32, the sum of out * dout over u.
+        along: [B, H, 1, S] float32, the sum of out * dout over u, less what the log-sum-exp gets.
+        dq_dtype: of `dq`; float32 where more is to be added to it.
     """
     batch, heads, queries, width = q.shape
     kv_heads, keys, value_width = v.shape[1:]
@@ -215,12 +217,17 @@ def backward(
 
     statistics = jax.ShapeDtypeStruct((batch, heads, 1, queries), jnp.float32)
     outputs = {
-        "dq": (jax.ShapeDtypeStruct(q.shape, q.dtype), specs["rows"](width)),
+        "dq": (jax.ShapeDtypeStruct(q.shape, dq_dtype), specs["rows"](width)),
         "dk": whole(width),
         "dv": whole(value_width),
     }
     if extras.slopes is not None:
         outputs["dslopes"] = (statistics, specs["statistics"])
+    if extras.distances is not None:
+        length = sum(static.padded)
+        shape = jax.ShapeDtypeStruct((batch, heads, 1, length), jnp.float32)
+        head = lambda *at: (at[0], at[1] * static.group + at[2], 0, 0)  # noqa: E731
+        outputs["ddistances"] = (shape, pl.BlockSpec((None, None, 1, length), head))
     return _call(
         static,
         backward_kernel,
@@ -230,8 +237,11 @@ def backward(
         inputs={
             "scale": (extras.scale, SMEM),
             "slopes": (extras.slopes, SMEM),
+            "distances": (extras.distances, specs["distances"]),
             "q_segments": (_along(extras.q_segments), specs["along rows"]),
             "kv_segments": (_down(extras.kv_segments), specs["down columns"]),
+            "q_positions": (_along(extras.q_positions), specs["along rows"]),
+            "kv_positions": (_down(extras.kv_positions), specs["down columns"]),
             "q": (q, specs["rows"](width)),
             "k": (k, specs["columns"](width)),
             "v": (v, specs["columns"](value_width)),
