@@ -113,6 +113,8 @@ class RouterStats:
     """[] float32: assignments that found no room."""
     tokens: Array
     """[] float32: tokens counted."""
+    deferred: Array
+    """[] float32: assignments that waited for a further round between the experts' devices."""
 
 
 @jax.tree_util.register_dataclass
@@ -121,7 +123,7 @@ class CrossEntropy:
     """Sums over weighted targets; only `total` carries a gradient."""
 
     total: Array
-    """sum of weight * (nll + z_loss * logsumexp**2)"""
+    """sum of weight * (nll, smoothed if so asked, + z_loss * logsumexp**2)"""
     nll: Array
     """sum of weight * nll, in nats"""
     z: Array

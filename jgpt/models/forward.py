@@ -27,6 +27,7 @@ def apply(
     key: Array | None = None,
     cache: Cache | None = None,
     z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
 ) -> tuple[Any, Aux]:
     """Runs the model.
 
@@ -48,6 +49,7 @@ def apply(
         cache: from `init_cache` or an earlier call; the updated one is in `Aux`. Decoding runs
             unrolled: hand over unrolled parameters (`restack`) to save a copy per call.
         z_loss: weight of logsumexp(logits)**2 in `CrossEntropy.total`.
+        label_smoothing: of the targets there (see `kernels.cross_entropy`).
 
     Raises:
         ConfigError: an unknown output, one that the config has no head for, a missing
@@ -91,6 +93,7 @@ def apply(
             batch["loss_weights"],
             bias=bias,
             z_loss=z_loss,
+            label_smoothing=label_smoothing,
             softcap=softcap,
         )
         return sums, aux

@@ -16,7 +16,8 @@ OPTIONS = {
     "z-loss": {"z_loss": 0.05},
     "softcap": {"softcap": 2.0},
     "bias": {"bias": True},
-    "everything": {"z_loss": 0.05, "softcap": 2.0, "bias": True},
+    "label smoothing": {"label_smoothing": 0.2},
+    "everything": {"z_loss": 0.05, "softcap": 2.0, "bias": True, "label_smoothing": 0.1},
 }
 
 
@@ -32,7 +33,7 @@ def inputs(batch, length, dtype="float64", size=1.0):
     }
 
 
-def oracle(hidden, head, bias, targets, weights, z_loss=0.0, softcap=0.0):
+def oracle(hidden, head, bias, targets, weights, z_loss=0.0, label_smoothing=0.0, softcap=0.0):
     """(total, nll, z, correct, weight), its gradients, and log-probabilities; bias may be None."""
     hidden, head, weights = (np.asarray(x, np.float64) for x in (hidden, head, weights))
     scores = hidden @ head + (0 if bias is None else np.asarray(bias, np.float64))
@@ -44,17 +45,18 @@ def oracle(hidden, head, bias, targets, weights, z_loss=0.0, softcap=0.0):
     normalizer = highest[..., 0] + np.log(np.exp(scores - highest).sum(-1))
     chosen = np.take_along_axis(scores, np.asarray(targets)[..., None], -1)[..., 0]
     nll, z = normalizer - chosen, normalizer**2
+    wanted = np.eye(head.shape[1])[np.asarray(targets)]
+    wanted = (1 - label_smoothing) * wanted + label_smoothing / head.shape[1]
     sums = (
-        (weights * (nll + z_loss * z)).sum(),
+        (weights * ((wanted * (normalizer[..., None] - scores)).sum(-1) + z_loss * z)).sum(),
         (weights * nll).sum(),
         (weights * z).sum(),
         (weights * (scores.argmax(-1) == np.asarray(targets))).sum(),
         weights.sum(),
     )
     probabilities = np.exp(scores - normalizer[..., None])
-    target = np.eye(head.shape[1])[np.asarray(targets)]
     factor = 1 + 2 * z_loss * normalizer[..., None]
-    dscores = weights[..., None] * (probabilities * factor - target) * slope
+    dscores = weights[..., None] * (probabilities * factor - wanted) * slope
     gradients = (
         dscores @ head.T,
         np.einsum("bsd,bsv->dv", hidden, dscores),
@@ -125,7 +127,8 @@ def test_chunk_borders_do_not_matter(chunk, x64, quick_jit):
 @pytest.mark.parametrize("name, loops", CASES)
 def test_token_logps_and_gradients(name, loops, options, x64, quick_jit, monkeypatch):
     """The gradient of sum(-weights * logps) is that of the loss without z."""
-    x, options = inputs(3, 13), {n: o for n, o in options.items() if n != "z_loss"}
+    x = inputs(3, 13)
+    options = {n: o for n, o in options.items() if n in ("softcap", "bias")}
     function = backend(name, loops, monkeypatch).token_logps
     if name == "blockwise":
         function = functools.partial(function, chunk=9)
@@ -160,7 +163,7 @@ def test_low_precision_stays_close_to_float64(dtype, tolerance):
     assert max(map(relative_error, gradients, want_gradients)) < tolerance
 
 
-@pytest.mark.parametrize("name", list(BACKENDS))
+@pytest.mark.parametrize("name", ["blockwise", "reference"])
 def test_large_logits_neither_overflow_nor_lose_precision(name, quick_jit):
     x = inputs(2, 9, "float32", size=1e3)
     function = functools.partial(cross_entropy, backend=name)
@@ -170,7 +173,7 @@ def test_large_logits_neither_overflow_nor_lose_precision(name, quick_jit):
     assert relative_error(gradients[1], want_gradients[1]) < 1e-3
 
 
-@pytest.mark.parametrize("name", list(BACKENDS))
+@pytest.mark.parametrize("name", ["blockwise", "reference"])
 def test_tokens_of_weight_zero_do_not_matter(name, x64, quick_jit):
     x = inputs(2, 9)
     padded = np.asarray(x["weights"]) == 0
@@ -244,8 +247,12 @@ def test_lowers_for_tpu():
 
 def test_bad_arguments_are_named():
     x = inputs(2, 9, "float32")
-    with pytest.raises(ValueError, match="'fused' is unknown; choose auto or one of blockwise"):
+    with pytest.raises(ValueError, match="'fused' is unknown; choose auto or one of pallas_tpu"):
         token_logps(x["hidden"], x["head"], x["targets"], backend="fused")
+    with pytest.raises(ValueError, match="'pallas_tpu' cannot run: the Pallas TPU kernel runs on"):
+        token_logps(x["hidden"], x["head"], x["targets"], backend="pallas_tpu")
+    with pytest.raises(ValueError, match="label_smoothing is 1"):
+        cross_entropy(x["hidden"], x["head"], x["targets"], x["weights"], label_smoothing=1)
     with pytest.raises(ValueError, match="does not fit a head"):
         token_logps(x["hidden"], x["head"].T, x["targets"])
     with pytest.raises(ValueError, match="one entry per token"):

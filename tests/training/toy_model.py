@@ -27,7 +27,7 @@ def init(key):
     }
 
 
-def apply(variables, batch, *, output, key=None, z_loss=0.0, router=None):
+def apply(variables, batch, *, output, key=None, z_loss=0.0, label_smoothing=0.0, router=None):
     """With `key`, hidden units are dropped; `router` is handed through."""
     assert output == "cross_entropy"
     p = variables["params"]
@@ -35,10 +35,11 @@ def apply(variables, batch, *, output, key=None, z_loss=0.0, router=None):
     hidden = jnp.tanh(hidden @ p["layers_0"]["kernel"] + p["layers_0"]["bias"])
     logits = hidden @ p["head"]["kernel"]
     lse = jax.nn.logsumexp(logits, -1)
+    even = lse - logits.mean(-1)
     nll = lse - jnp.take_along_axis(logits, batch["targets"][..., None], -1)[..., 0]
     w = batch["loss_weights"]
     sums = CrossEntropy(
-        total=jnp.sum(w * (nll + z_loss * lse**2)),
+        total=jnp.sum(w * (nll + label_smoothing * (even - nll) + z_loss * lse**2)),
         nll=jnp.sum(w * nll),
         z=jnp.sum(w * lse**2),
         correct=jnp.sum(w * (logits.argmax(-1) == batch["targets"])),
@@ -108,6 +109,7 @@ def router_stats(assignments) -> RouterStats:
         entropy=0.5 * tokens,
         dropped=0.25 * tokens,
         tokens=tokens,
+        deferred=0.125 * tokens,
     )
 
 

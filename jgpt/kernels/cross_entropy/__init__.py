@@ -1,12 +1,35 @@
-"""Loss and log-probabilities of tokens from hidden states, without the logits of a whole batch."""
+"""Loss and log-probabilities of tokens from hidden states: the contract and choice of a backend."""
 
-from types import ModuleType
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-from jgpt.kernels.cross_entropy import blockwise, reference
+from jgpt.kernels.cross_entropy import blockwise, pallas_tpu, reference
 from jgpt.typing import Array, CrossEntropy
 
-BACKENDS: dict[str, ModuleType] = {"blockwise": blockwise, "reference": reference}
-"""Each can do everything, so `auto` is the first."""
+log = logging.getLogger(__name__)
+
+
+class Backend(NamedTuple):
+    cross_entropy: Callable[..., CrossEntropy]
+    """Takes `cross_entropy`'s arguments, less `backend`."""
+    token_logps: Callable[..., Array]
+    """Takes `token_logps`'s arguments, less `backend`."""
+    supports: Callable[..., str]
+    """Takes hidden, head and keyword `bias`, and says why it cannot; '' where it can."""
+
+
+def _backend(module: Any) -> Backend:
+    return Backend(module.cross_entropy, module.token_logps, module.supports)
+
+
+BACKENDS: dict[str, Backend] = {
+    "pallas_tpu": _backend(pallas_tpu),
+    "blockwise": _backend(blockwise),
+    "reference": _backend(reference),
+}
+"""In the order in which `auto` asks them."""
 
 
 def cross_entropy(
@@ -17,14 +40,20 @@ def cross_entropy(
     *,
     bias: Array | None = None,
     z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
     softcap: float = 0.0,
     backend: str = "auto",
 ) -> CrossEntropy:
-    """Sums over tokens of weight * (-log p(target) + z_loss * logsumexp**2).
+    """Sums over tokens of weight * (smoothed loss + z_loss * logsumexp**2).
 
-    logits = softcap(hidden @ head + bias), in float32. Only `total` is differentiable, in `hidden`,
-    `head` and `bias`, and once (there is no second derivative). Tokens of weight 0 add nothing to
-    any sum or gradient.
+    logits = softcap(hidden @ head + bias), in float32. The smoothed loss is the cross-entropy with
+    (1 - label_smoothing) * [is the target] + label_smoothing / V (Szegedy et al. 2016, section 7;
+    torch's definition): the target itself is one of the V tokens that share the smoothed part.
+    `nll` is without smoothing. Only `total` is differentiable, in `hidden`, `head` and `bias`, and
+    once (there is no second derivative). Tokens of weight 0 add nothing to any sum or gradient.
+
+    On a mesh that is set (`jax.set_mesh`) tokens stay cut along the batch axes, and each device
+    computes with its own part of the vocabulary, as `sharding.RULES` says.
 
     Args:
         hidden: [..., D], its dtype is that of the multiplications.
@@ -33,15 +62,25 @@ def cross_entropy(
         weights: [...] float32.
         bias: [V], added to the logits.
         z_loss: weight of logsumexp(logits)**2 (Chowdhery et al. 2022, section 5).
+        label_smoothing: in [0, 1).
         softcap: c > 0 turns logits x into c * tanh(x / c).
-        backend: `auto` or a name from BACKENDS.
+        backend: `auto` (the first of BACKENDS that can) or a name from there.
 
     Raises:
-        ValueError: an unknown backend, or shapes that do not fit.
+        ValueError: an unknown backend, one that cannot do this, shapes that do not fit.
     """
     _check(hidden, head, targets, weights)
-    return _choose(backend).cross_entropy(
-        hidden, head, targets, weights, bias=bias, z_loss=z_loss, softcap=softcap
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing is {label_smoothing}; it must be at least 0 and below 1")
+    return BACKENDS[_choose(backend, hidden, head, bias)].cross_entropy(
+        hidden,
+        head,
+        targets,
+        weights,
+        bias=bias,
+        z_loss=z_loss,
+        label_smoothing=label_smoothing,
+        softcap=softcap,
     )
 
 
@@ -59,20 +98,34 @@ def token_logps(
     Differentiable in `hidden`, `head` and `bias`; logits are computed again in the backward pass.
 
     Raises:
-        ValueError: an unknown backend, or shapes that do not fit.
+        ValueError: an unknown backend, one that cannot do this, shapes that do not fit.
     """
     _check(hidden, head, targets)
-    return _choose(backend).token_logps(hidden, head, targets, bias=bias, softcap=softcap)
+    return BACKENDS[_choose(backend, hidden, head, bias)].token_logps(
+        hidden, head, targets, bias=bias, softcap=softcap
+    )
 
 
-def _choose(backend: str) -> ModuleType:
-    name = next(iter(BACKENDS)) if backend == "auto" else backend
-    if name not in BACKENDS:
-        raise ValueError(
-            f"cross-entropy backend {backend!r} is unknown; choose auto or one of "
-            f"{', '.join(BACKENDS)}"
-        )
-    return BACKENDS[name]
+def _choose(backend: str, hidden: Array, head: Array, bias: Array | None) -> str:
+    if backend != "auto":
+        if backend not in BACKENDS:
+            raise ValueError(
+                f"cross-entropy backend {backend!r} is unknown; choose auto or one of "
+                f"{', '.join(BACKENDS)}"
+            )
+        reason = BACKENDS[backend].supports(hidden, head, bias=bias)
+        if reason:
+            raise ValueError(f"cross-entropy backend {backend!r} cannot run: {reason}; choose auto")
+        return backend
+    reasons = {name: b.supports(hidden, head, bias=bias) for name, b in BACKENDS.items()}
+    name = next(name for name, reason in reasons.items() if not reason)
+    _log_once(name, "; ".join(reason for reason in reasons.values() if reason))
+    return name
+
+
+@functools.cache
+def _log_once(name: str, why: str) -> None:
+    log.info("cross-entropy backend: %s%s", name, f" ({why})" if why else "")
 
 
 def _check(hidden: Array, head: Array, *per_token: Array) -> None:

@@ -6,6 +6,11 @@ import jax.numpy as jnp
 from jgpt.typing import Array, CrossEntropy
 
 
+def supports(hidden: Array, head: Array, **_) -> str:
+    """It can do everything."""
+    return ""
+
+
 def logits(hidden: Array, head: Array, bias: Array | None = None, softcap: float = 0.0) -> Array:
     """float32 [..., V] of hidden [..., D] and head [D, V]."""
     dtype = jnp.promote_types(hidden.dtype, jnp.float32)
@@ -29,6 +34,7 @@ def cross_entropy(
     *,
     bias: Array | None = None,
     z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
     softcap: float = 0.0,
 ) -> CrossEntropy:
     """See `jgpt.kernels.cross_entropy.cross_entropy`."""
@@ -36,6 +42,8 @@ def cross_entropy(
     normalizer = jax.nn.logsumexp(scores, axis=-1)
     chosen = _pick(scores, targets)
     nll, z = normalizer - chosen, normalizer**2
+    even = normalizer - scores.mean(-1)  # the loss of a target that is every token alike
+    smooth = (1 - label_smoothing) * nll + label_smoothing * even
     used = weights != 0  # so that a non-finite row of weight 0 stays out
 
     def total(values: Array) -> Array:
@@ -43,7 +51,7 @@ def cross_entropy(
 
     stop = jax.lax.stop_gradient
     return CrossEntropy(
-        total=total(nll + z_loss * z),
+        total=total(smooth + z_loss * z),
         nll=stop(total(nll)),
         z=stop(total(z)),
         correct=stop(total(chosen >= scores.max(-1))),
