@@ -7,7 +7,9 @@ It is what a mixture of experts needs once its tokens are sorted by expert (Gale
 a fused form of the layer's first half, `activation(x @ w_gate[g]) * (x @ w_up[g])`; without one,
 that is put together from the products (`gated`).
 
+- `pallas_tpu`: TPU. Kernels of our own; each group's matrix is fetched once;
 - `blockwise`: CPU. Each group is cut into a few row blocks of fixed sizes, each one plain product;
+- `pallas_gpu`: NVIDIA GPUs. A program for each tile of each group's rows, fused forms too;
 - `ragged`: `lax.ragged_dot`, for TPU and GPU;
 - `reference`: every group's matrix on every row, then a choice; the specification.
 """
@@ -19,7 +21,7 @@ from typing import NamedTuple
 
 import jax
 
-from jgpt.kernels.grouped_matmul import blockwise, gated, ragged, reference
+from jgpt.kernels.grouped_matmul import blockwise, gated, pallas_gpu, pallas_tpu, ragged, reference
 from jgpt.kernels.grouped_matmul.gated import ACTIVATIONS
 from jgpt.typing import Array
 
@@ -50,6 +52,8 @@ def _backend(module) -> Backend:
 
 
 BACKENDS: dict[str, Backend] = {
+    "pallas_tpu": _backend(pallas_tpu),
+    "pallas_gpu": _backend(pallas_gpu),
     "blockwise": _backend(blockwise),
     "ragged": _backend(ragged),
     "reference": _backend(reference),
