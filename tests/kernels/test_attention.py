@@ -11,7 +11,13 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jgpt.kernels import attention as attention_package
-from jgpt.kernels.attention import attention, blockwise, reference, schedule
+from jgpt.kernels.attention import (
+    attention,
+    attention_with_logsumexp,
+    blockwise,
+    reference,
+    schedule,
+)
 from jgpt.kernels.attention.mask import Indices, relative_bucket, visible
 from jgpt.typing import AlibiBias, Mask, RelativeBias
 
@@ -180,6 +186,59 @@ def test_blockwise_equals_reference(name, max_unrolled, x64, quick_jit, monkeypa
     want = value_and_gradients(reference.attention, arrays, mask, options, quick_jit)
     errors = jax.tree.map(relative_error, got, want)
     assert max(jax.tree.leaves(errors)) < 1e-12, errors
+
+
+def with_logsumexp(function):
+    """Both results as one array, so that each has a cotangent; -inf, which has none, as 0."""
+
+    def run(**arguments):
+        out, logsumexp = function(**arguments)
+        logsumexp = jnp.where(jnp.isfinite(logsumexp), logsumexp, 0)
+        return jnp.concatenate([out, logsumexp[..., None].astype(out.dtype)], axis=-1)
+
+    return run
+
+
+@pytest.mark.parametrize("name", ["segments, window, sinks", "cache", "relative both ways"])
+def test_blockwise_logsumexp_and_its_gradients(name, x64, quick_jit):
+    queries, keys, mask, options = cases()[name]
+    arrays = inputs(queries, keys)
+    blocks = functools.partial(blockwise.attention_with_logsumexp, block=8)
+    got, want = (
+        value_and_gradients(with_logsumexp(f), arrays, mask, options, quick_jit)
+        for f in (blocks, reference.attention_with_logsumexp)
+    )
+    errors = jax.tree.map(relative_error, got, want)
+    assert max(jax.tree.leaves(errors)) < 1e-12, errors
+
+
+@pytest.mark.parametrize("backend", ["blockwise", "reference"])
+def test_logsumexp_is_what_the_definition_says_and_parts_add_up(backend, x64, quick_jit):
+    """Over two halves of the keys, by positions; the first queries see nothing of the second."""
+    arrays, cut = inputs(20, 20), 12
+    run = functools.partial(attention_with_logsumexp, scale=arrays["scale"], backend=backend)
+
+    def part(keys):
+        at = jnp.arange(20, dtype=jnp.int32)
+        mask = Mask(q_positions=at[None], kv_positions=at[None, keys])
+        return run(arrays["q"], arrays["k"][:, keys], arrays["v"][:, keys], mask)
+
+    whole, logsumexp = quick_jit(lambda: run(arrays["q"], arrays["k"], arrays["v"], Mask()))()
+    q = arrays["q"].reshape(BATCH, 20, KV_HEADS, -1, WIDTH)
+    scores = np.einsum("bskgd,btkd->bskgt", q, arrays["k"]) * 0.4
+    scores = np.where(np.tri(20, dtype=bool)[:, None, None], scores, -np.inf)
+    want = np.log(np.exp(scores).sum(-1)).reshape(BATCH, 20, HEADS)
+    assert relative_error(logsumexp, want) < 1e-12
+    parts = [quick_jit(lambda keys=keys: part(keys))() for keys in (slice(cut), slice(cut, 20))]
+    assert (np.asarray(parts[1][1])[:, :cut] == -np.inf).all()
+    shares = [np.exp(x - np.logaddexp(parts[0][1], parts[1][1]))[..., None] for _, x in parts]
+    assert relative_error(sum(w * o for w, (o, _) in zip(shares, parts)), whole) < 1e-12
+
+
+def test_a_backend_without_logsumexp_says_so():
+    arrays = inputs(20, 20)
+    with pytest.raises(ValueError, match="'xla' cannot run: it does not give the log-sum-exp"):
+        attention_with_logsumexp(mask=Mask(), backend="xla", **arrays)
 
 
 @pytest.mark.parametrize("kv_heads", [1, 3, 6])

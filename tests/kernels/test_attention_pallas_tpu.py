@@ -6,10 +6,13 @@ import pathlib
 import subprocess
 import sys
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import strategies as st
+from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from test_attention import (
@@ -21,9 +24,11 @@ from test_attention import (
     relative_error,
     segments,
     value_and_gradients,
+    with_logsumexp,
 )
 
 from jgpt.kernels.attention import attention, pallas_tpu, pallas_tpu_steps, reference
+from jgpt.kernels.attention.pallas_tpu_block import gather, spread
 from jgpt.kernels.attention.pallas_tpu_steps import Blocks
 from jgpt.kernels.attention.schedule import make_schedule
 from jgpt.typing import AlibiBias, Mask, RelativeBias
@@ -70,6 +75,88 @@ def test_kernels_equal_the_reference(name, quick_jit):
     """21 and 29 tokens in blocks of 8: several blocks, the last one ragged."""
     errors = jax.tree.map(relative_error, *both_ways(*case(name), quick_jit))
     assert max(jax.tree.leaves(errors)) < 5e-5, errors
+
+
+@pytest.mark.parametrize(
+    "name", ["causal", "prefix and window", "segments, window, sinks", "cache", "relative"]
+)
+def test_parts_of_a_block_and_spans_of_keys_equal_the_whole(name, quick_jit, monkeypatch):
+    """Blocks of 16 in four parts; the backward pass takes 16 of the keys at a time."""
+    monkeypatch.setattr(pallas_tpu, "longest", lambda *_: 16)
+    blocks = cut(16, 16, (8, 8), (8, 8))
+    errors = jax.tree.map(relative_error, *both_ways(*case(name), quick_jit, blocks=blocks))
+    assert max(jax.tree.leaves(errors)) < 5e-5, errors
+
+
+@pytest.mark.parametrize(
+    "name", ["segments, window, sinks", "alibi in a cache", "softcap and sinks"]
+)
+def test_logsumexp_and_its_gradients(name, quick_jit):
+    arrays, mask, options = case(name)
+    kernels = functools.partial(pallas_tpu.attention_with_logsumexp, blocks=EIGHT, interpret=True)
+    got = value_and_gradients(
+        with_logsumexp(kernels), float32(arrays), mask, float32(options), quick_jit
+    )
+    got = jax.tree.map(np.asarray, got)
+    with jax.enable_x64(True):
+        function = with_logsumexp(reference.attention_with_logsumexp)
+        want = value_and_gradients(function, arrays, mask, options, quick_jit)
+        errors = jax.tree.map(relative_error, got, want)
+    assert max(jax.tree.leaves(errors)) < 5e-5, errors
+
+
+@hypothesis.settings(max_examples=5, deadline=None, derandomize=True)
+@hypothesis.given(data=st.data())
+def test_random_shapes_masks_and_cuts(data, quick_jit):
+    draw = data.draw
+    queries, keys = draw(st.integers(1, 40)), draw(st.integers(1, 40))
+    kv_heads, group = draw(st.integers(1, 2)), draw(st.integers(1, 3))
+    heads = kv_heads * group
+    sizes = st.sampled_from([8, 16, 24])
+    blocks = cut(draw(sizes), draw(sizes), (8, 16), (16, 8))
+    with jax.enable_x64(True):
+        arrays = inputs(queries, keys, heads, kv_heads, draw(st.integers(1, 9)))
+        ids = jnp.asarray(np.random.default_rng(draw(st.integers(0, 9))).integers(0, 3, (2, 40)))
+        documents = {"q_segment_ids": ids[:, :queries], "kv_segment_ids": ids[:, :keys]}
+        mask = Mask(
+            causal=draw(st.booleans()),
+            window=draw(st.sampled_from([0, 0, 1, 7])),
+            prefix_lengths=draw(st.sampled_from([None, jnp.asarray([5, 0])])),
+            **draw(st.sampled_from([{}, documents])),
+        )
+        bias = [
+            None,
+            AlibiBias(abs(normal(7, heads))),
+            RelativeBias(normal(6, 8, heads), draw(st.booleans()), 16),
+        ]
+        options = {
+            "softcap": draw(st.sampled_from([0.0, 2.0])),
+            "bias": draw(st.sampled_from(bias)),
+        }
+        if options["bias"] is None:
+            del options["bias"]
+    got, want = both_ways(arrays, mask, options, quick_jit, blocks=blocks)
+    errors = jax.tree.map(lambda a, b: np.abs(a - b).max() / max(np.abs(b).max(), 1e-2), got, want)
+    assert max(jax.tree.leaves(errors)) < 1e-4, errors
+
+
+@pytest.mark.parametrize("rows, columns", [(8, 8), (8, 24), (24, 16), (128, 40)])
+def test_a_bias_by_distance_is_spread_and_gathered(rows, columns, quick_jit):
+    """Against the definition; `gather` is the transpose of `spread`."""
+    window, block = normal(1, 1, rows + columns), normal(2, rows, columns)
+    got = quick_jit(lambda x: run_in_kernel(lambda x: spread(x, (rows, columns)), x))(window)
+    r, c = np.indices((rows, columns))
+    np.testing.assert_array_equal(got, np.asarray(window)[0][rows + c - r])
+    sums = quick_jit(lambda x: run_in_kernel(gather, x))(block)
+    np.testing.assert_allclose((sums * window).sum(), (got * block).sum(), rtol=1e-4)
+
+
+def run_in_kernel(function, x):
+    def kernel(source, target):
+        target[...] = function(source[...])
+
+    out = jax.eval_shape(function, x)
+    return pl.pallas_call(kernel, out, interpret=True)(x)
 
 
 @pytest.mark.parametrize("kv_heads", [1, 3])

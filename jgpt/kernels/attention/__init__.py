@@ -3,7 +3,7 @@
 import functools
 import logging
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jgpt.kernels.attention import blockwise, cudnn, pallas_gpu, pallas_tpu, reference, xla
 from jgpt.typing import Array, Bias, Mask
@@ -19,15 +19,23 @@ class Backend(NamedTuple):
     """Takes `attention`'s arguments, less `backend`."""
     supports: Callable[..., str]
     """Takes the same, and says why it cannot; '' where it can."""
+    with_logsumexp: Callable[..., tuple[Array, Array]] | None = None
+    """Takes the same; None where the log-sum-exp cannot be had."""
 
 
 BACKENDS: dict[str, Backend] = {
-    "pallas_tpu": Backend(pallas_tpu.attention, pallas_tpu.supports),
+    "pallas_tpu": Backend(
+        pallas_tpu.attention, pallas_tpu.supports, pallas_tpu.attention_with_logsumexp
+    ),
     "cudnn": Backend(cudnn.attention, cudnn.supports),
     "pallas_gpu": Backend(pallas_gpu.attention, pallas_gpu.supports),
-    "blockwise": Backend(blockwise.attention, blockwise.supports),
+    "blockwise": Backend(
+        blockwise.attention, blockwise.supports, blockwise.attention_with_logsumexp
+    ),
     "xla": Backend(xla.attention, xla.supports),
-    "reference": Backend(reference.attention, reference.supports),
+    "reference": Backend(
+        reference.attention, reference.supports, reference.attention_with_logsumexp
+    ),
 }
 """In the order in which `auto` asks them."""
 
@@ -70,34 +78,84 @@ def attention(
     Raises:
         ValueError: shapes that do not fit, an unknown backend, or one that cannot do this.
     """
-    _check(q, k, v, mask, sinks)
-    options = {
-        "scale": scale,
-        "softcap": softcap,
-        "bias": bias,
-        "sinks": sinks,
-        "dropout": dropout if dropout_key is not None else 0.0,
-        "dropout_key": dropout_key,
-    }
-    name = _choose(backend, q, k, v, mask, options)
-    return BACKENDS[name].attention(q, k, v, mask, **options)
+    options = {"scale": scale, "softcap": softcap, "bias": bias, "sinks": sinks}
+    options |= {"dropout": dropout, "dropout_key": dropout_key}
+    return _dispatch(backend, False, q, k, v, mask, options)
 
 
-def _choose(backend: str, q: Array, k: Array, v: Array, mask: Mask, options: dict) -> str:
+def attention_with_logsumexp(
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Mask,
+    *,
+    scale: float | Array,
+    softcap: float = 0.0,
+    bias: Bias | None = None,
+    sinks: Array | None = None,
+    backend: str = "auto",
+) -> tuple[Array, Array]:
+    """`attention`, and what its softmax divides by, so that results over parts of the keys add up.
+
+    Results o_i with log-sum-exps l_i over disjoint keys make sum_i exp(l_i - l) o_i with
+    l = log(sum_i exp(l_i)) (Liu et al. 2023, ring attention, section 3). Both have gradients.
+
+    Args:
+        q: as in `attention`, and so on up to `backend`.
+        k: see there.
+        v: see there.
+        mask: see there; `q_positions` and `kv_positions` say which part the keys are.
+        scale: see there.
+        softcap: see there.
+        bias: see there.
+        sinks: see there; to be given with one of the parts alone.
+        backend: see there.
+
+    Returns:
+        `attention`'s result, and [B, S, H] the logarithm of the sum of the exponentials of the
+        scores (and the sink), float32 (float64 for float64 inputs); -inf where a query sees no key.
+
+    Raises:
+        ValueError: as in `attention`.
+    """
+    options = {"scale": scale, "softcap": softcap, "bias": bias, "sinks": sinks}
+    return _dispatch(backend, True, q, k, v, mask, options)
+
+
+def _dispatch(
+    backend: str, logsumexp: bool, q: Array, k: Array, v: Array, mask: Mask, options: dict
+) -> Any:
+    _check(q, k, v, mask, options["sinks"])
+    if options.get("dropout_key") is None:
+        options |= {"dropout": 0.0, "dropout_key": None}
+    chosen = BACKENDS[_choose(backend, logsumexp, q, k, v, mask, options)]
+    function = chosen.with_logsumexp if logsumexp else chosen.attention
+    return function(q, k, v, mask, **options)
+
+
+def _choose(
+    backend: str, logsumexp: bool, q: Array, k: Array, v: Array, mask: Mask, options: dict
+) -> str:
+    def reason(name: str) -> str:
+        if logsumexp and BACKENDS[name].with_logsumexp is None:
+            return "it does not give the log-sum-exp"
+        return BACKENDS[name].supports(q, k, v, mask, **options)
+
     if backend != "auto":
         if backend not in BACKENDS:
             raise ValueError(
                 f"attention backend {backend!r} is unknown; choose auto or one of "
                 f"{', '.join(BACKENDS)}"
             )
-        reason = BACKENDS[backend].supports(q, k, v, mask, **options)
-        if reason:
-            raise ValueError(f"attention backend {backend!r} cannot run: {reason}; choose auto")
+        if reason(backend):
+            raise ValueError(
+                f"attention backend {backend!r} cannot run: {reason(backend)}; choose auto"
+            )
         return backend
     if q.shape[1] <= SHORT_QUERY:
         name = "reference"
     else:
-        name = next(n for n, b in BACKENDS.items() if not b.supports(q, k, v, mask, **options))
+        name = next(name for name in BACKENDS if not reason(name))
     _log_once(name, "short queries" if q.shape[1] <= SHORT_QUERY else "the first that can")
     return name
 

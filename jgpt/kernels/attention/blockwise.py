@@ -51,7 +51,12 @@ def supports(*arguments, **options) -> str:
     return ""
 
 
-def attention(
+def attention(q: Array, k: Array, v: Array, mask: Mask, **options: Any) -> Array:
+    """See `jgpt.kernels.attention.attention`; options as for `attention_with_logsumexp`."""
+    return attention_with_logsumexp(q, k, v, mask, **options)[0]
+
+
+def attention_with_logsumexp(
     q: Array,
     k: Array,
     v: Array,
@@ -64,8 +69,8 @@ def attention(
     dropout: float = 0.0,
     dropout_key: Array | None = None,
     block: int | None = None,
-) -> Array:
-    """See `jgpt.kernels.attention.attention`; `block` bounds the queries and keys of one block.
+) -> tuple[Array, Array]:
+    """See `jgpt.kernels.attention`; `block` bounds the queries and keys of one block.
 
     Smaller blocks waste less along the diagonal, larger ones multiply faster: None takes 64 up to
     512 tokens, 128 up to 1024 and 256 above, best or close to it on CPU.
@@ -104,9 +109,13 @@ def attention(
         ),
         dropout_key=dropout_key if dropout else None,
     )
-    out = _attend(Static(schedule, keys, group, softcap, dropout), smooth, fixed)
-    out = out.reshape(batch, kv_heads, padded_queries, group, -1)
-    return jnp.moveaxis(out, 1, 2)[:, :queries].reshape(batch, queries, heads, -1)
+    out, logsumexp = _attend(Static(schedule, keys, group, softcap, dropout), smooth, fixed)
+
+    def by_token(x):
+        x = x.reshape(batch, kv_heads, padded_queries, group, -1)
+        return jnp.moveaxis(x, 1, 2)[:, :queries].reshape(batch, queries, heads, -1)
+
+    return by_token(out), by_token(logsumexp)[..., 0]
 
 
 def _default_block(length: int) -> int:
@@ -178,12 +187,12 @@ def _join(x: Array) -> Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(static: Static, smooth: Smooth, fixed: Fixed) -> Array:
+def _attend(static: Static, smooth: Smooth, fixed: Fixed) -> tuple[Array, Array]:
     return _forward(static, smooth, fixed)[0]
 
 
-def _forward(static: Static, smooth: Smooth, fixed: Fixed) -> tuple[Array, Any]:
-    """The result [B, K, R, d], and what the backward pass needs."""
+def _forward(static: Static, smooth: Smooth, fixed: Fixed) -> tuple[tuple[Array, Array], Any]:
+    """The result [B, K, R, d] and log-sum-exp [B, K, R], and what the backward pass needs."""
     schedule = static.schedule
     dtype = jnp.promote_types(smooth.q.dtype, jnp.float32)
     batch, kv_heads = smooth.q.shape[:2]
@@ -212,19 +221,22 @@ def _forward(static: Static, smooth: Smooth, fixed: Fixed) -> tuple[Array, Any]:
         out = jnp.zeros((*shape, smooth.v.shape[-1]), dtype)
         highest, total, out = fold(one_block, (highest, total, out))
         total = jnp.where(total == 0, 1, total)
-        normalizer = jnp.where(highest > LOWEST, highest + jnp.log(total), 0)
+        normalizer = highest + jnp.log(total)
         return carry, ((out / total[..., None]).astype(smooth.q.dtype), normalizer)
 
     _, (out, normalizer) = _for_each(schedule.rows, row_block, schedule.key_block, one_row, ())
-    return out, (smooth, fixed, out, normalizer)
+    logsumexp = jnp.where(normalizer > LOWEST, normalizer, -jnp.inf)
+    return (out, logsumexp), (smooth, fixed, out, normalizer)
 
 
-def _backward(static: Static, saved: Any, dout: Array) -> tuple[Smooth, None]:
+def _backward(static: Static, saved: Any, cotangents: tuple[Array, Array]) -> tuple[Smooth, None]:
     """Gradients, column by column; `ds` are those of scores, before and after softcap and bias."""
     smooth, fixed, out, normalizer = saved
+    dout, dlogsumexp = cotangents
     schedule = static.schedule
     dtype = normalizer.dtype
-    along = (dout.astype(dtype) * out.astype(dtype)).sum(-1)
+    # A score's gradient is p * (dp - along) from the result and p * dlogsumexp from the other one.
+    along = (dout.astype(dtype) * out.astype(dtype)).sum(-1) - dlogsumexp
     row_block = schedule.query_block * static.group
     k_transposed = row_major(smooth.k.swapaxes(2, 3))
 
