@@ -103,6 +103,36 @@ def test_query_without_a_key_gives_zero_and_no_gradient(quick_jit):
         assert np.asarray(gradients[n])[~empty].any()
 
 
+def test_results_over_parts_of_the_keys_add_up(quick_jit):
+    """With their log-sum-exps, values and gradients; a query that sees no key has -inf."""
+    with jax.enable_x64(True):
+        arrays = inputs(21, 32)
+        mask = Mask(causal=False, window=16)
+        want = value_and_gradients(reference.attention, arrays, mask, {}, quick_jit)
+        want = jax.tree.map(np.asarray, want)
+
+    def in_two(q, k, v, scale, mask):
+        outs, logs = [], []
+        for part in (slice(0, 16), slice(16, 32)):
+            at = jnp.arange(32, dtype=jnp.int32)[None, part]
+            half = Mask(causal=False, window=16, kv_positions=at)
+            out, log = pallas_gpu.attention_with_logsumexp(
+                q, k[:, part], v[:, part], half, scale=scale, tiles=SMALL, interpret=True
+            )
+            outs.append(out)
+            logs.append(log)
+        shares = jax.nn.softmax(jnp.stack(logs), axis=0)
+        return (jnp.stack(outs) * shares[..., None]).sum(0)
+
+    got = value_and_gradients(in_two, float32(arrays), mask, {}, quick_jit)
+    errors = jax.tree.map(relative_error, got, want)
+    assert max(jax.tree.leaves(errors)) < 5e-4, errors  # the scale's is a small difference
+    arrays = float32(arrays)
+    far = Mask(causal=False, window=2, kv_positions=jnp.arange(90, 122, dtype=jnp.int32)[None])
+    kernels = functools.partial(pallas_gpu.attention_with_logsumexp, tiles=SMALL, interpret=True)
+    assert (kernels(mask=far, **arrays)[1] == -jnp.inf).all()
+
+
 QUICK = {
     "deadline": None,
     "derandomize": True,

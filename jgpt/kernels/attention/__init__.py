@@ -28,7 +28,9 @@ BACKENDS: dict[str, Backend] = {
         pallas_tpu.attention, pallas_tpu.supports, pallas_tpu.attention_with_logsumexp
     ),
     "cudnn": Backend(cudnn.attention, cudnn.supports),
-    "pallas_gpu": Backend(pallas_gpu.attention, pallas_gpu.supports),
+    "pallas_gpu": Backend(
+        pallas_gpu.attention, pallas_gpu.supports, pallas_gpu.attention_with_logsumexp
+    ),
     "blockwise": Backend(
         blockwise.attention, blockwise.supports, blockwise.attention_with_logsumexp
     ),

@@ -9,7 +9,7 @@ to do. Its backward pass sums dq with atomics: two runs may differ in the last b
 import jax
 import jax.numpy as jnp
 
-from jgpt.kernels.attention.pallas_tpu import device_kind
+from jgpt.kernels.nvidia import PREFIX, device_kind
 from jgpt.typing import Array, Bias, Mask
 
 
@@ -27,7 +27,7 @@ def supports(
     **_,
 ) -> str:
     """Why not, or ''. Types, widths and versions are for the library itself to judge."""
-    if not device_kind().startswith("NVIDIA"):
+    if not device_kind().startswith(PREFIX):
         return "cuDNN runs on NVIDIA GPUs"
     for name, used in (
         ("softcap", bool(softcap)),

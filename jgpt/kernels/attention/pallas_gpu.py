@@ -25,9 +25,9 @@ from jgpt.kernels.attention.pallas_gpu_calls import (
     backward_queries,
     forward,
 )
-from jgpt.kernels.attention.pallas_gpu_kernels import LOG2_E, Static
+from jgpt.kernels.attention.pallas_gpu_kernels import LOG2_E, LOWEST, Static
 from jgpt.kernels.attention.pallas_gpu_walk import Tile
-from jgpt.kernels.attention.pallas_tpu import device_kind
+from jgpt.kernels.nvidia import KIB, PREFIX, device_kind, shared_memory
 from jgpt.sharding import RULES
 from jgpt.typing import AlibiBias, Array, Bias, Mask, RelativeBias
 
@@ -40,12 +40,22 @@ class Tiles(NamedTuple):
     dkv: Tile
 
 
-HALF = {
-    64: Tiles(Tile(128, 64, 4, 3), Tile(128, 64, 8, 3), Tile(64, 128, 8, 3)),
-    128: Tiles(Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(32, 128, 8, 3)),
-    256: Tiles(Tile(64, 64, 8, 2), Tile(64, 64, 8, 1), Tile(64, 64, 8, 1)),
+AMPLE = 163 * KIB
+TILES = {
+    (AMPLE, 2, 64): Tiles(Tile(128, 64, 4, 3), Tile(128, 64, 8, 3), Tile(64, 128, 8, 3)),
+    (AMPLE, 2, 128): Tiles(Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(32, 128, 8, 3)),
+    (AMPLE, 2, 256): Tiles(Tile(64, 64, 8, 2), Tile(64, 32, 8, 1), Tile(32, 64, 8, 1)),
+    (AMPLE, 4, 64): Tiles(Tile(64, 32, 4, 2), Tile(64, 32, 4, 2), Tile(32, 64, 4, 2)),
+    (AMPLE, 4, 128): Tiles(Tile(64, 32, 8, 2), Tile(64, 32, 8, 1), Tile(32, 64, 8, 1)),
+    (AMPLE, 4, 256): Tiles(Tile(32, 16, 8, 1), Tile(32, 16, 8, 1), Tile(16, 32, 8, 1)),
+    (0, 2, 64): Tiles(Tile(128, 64, 4, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
+    (0, 2, 128): Tiles(Tile(64, 64, 4, 2), Tile(64, 32, 4, 2), Tile(32, 64, 4, 2)),
+    (0, 2, 256): Tiles(Tile(32, 32, 4, 1), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
+    (0, 4, 64): Tiles(Tile(64, 32, 4, 1), Tile(32, 32, 4, 1), Tile(32, 32, 4, 1)),
+    (0, 4, 128): Tiles(Tile(32, 32, 4, 1), Tile(32, 16, 4, 1), Tile(16, 32, 4, 1)),
+    (0, 4, 256): Tiles(Tile(16, 16, 4, 1), Tile(16, 16, 4, 1), Tile(16, 16, 4, 1)),
 }
-"""By the next power of 2 of the larger width."""
+"""From so many bytes of shared memory on, by bytes of an entry, up to this width."""
 MOST_WIDTH = 256
 
 
@@ -61,7 +71,7 @@ def supports(
 ) -> str:
     """Why not, or ''."""
     kind = device_kind()
-    if not kind.startswith("NVIDIA"):
+    if not kind.startswith(PREFIX):
         return "the Pallas GPU kernel runs on NVIDIA GPUs"
     for reason, found in (
         ("a relative bias", isinstance(bias, RelativeBias)),
@@ -79,8 +89,17 @@ def supports(
     return _cut(q.shape[0], k.shape[2]).reason
 
 
-def choose_tiles(kind: str, dtype: Any, width: int) -> Tiles:
-    return HALF[max(64, pl.next_power_of_2(width))]
+def choose_tiles(kind: str, dtype: jax.typing.DTypeLike, width: int) -> Tiles:
+    """Found with the compiler (experiments/kernels/gpu.md): what fits, with few registers spilled.
+
+    Args:
+        kind: of the device.
+        dtype: of q, k and v.
+        width: the larger of the keys' and the values'.
+    """
+    row = jnp.dtype(dtype).itemsize, max(64, pl.next_power_of_2(width))
+    ample = min(shared_memory(kind), AMPLE) // AMPLE * AMPLE
+    return TILES[ample, *row]
 
 
 class Cut(NamedTuple):
@@ -132,6 +151,13 @@ class _Inputs:
 
 
 def attention(
+    q: Array, k: Array, v: Array, mask: Mask, *, scale: float | Array, **options: Any
+) -> Array:
+    """The first of what `attention_with_logsumexp` gives."""
+    return attention_with_logsumexp(q, k, v, mask, scale=scale, **options)[0]
+
+
+def attention_with_logsumexp(
     q: Array,
     k: Array,
     v: Array,
@@ -144,8 +170,8 @@ def attention(
     tiles: Tiles | None = None,
     interpret: bool = False,
     **_,
-) -> Array:
-    """See `jgpt.kernels.attention.attention`, and `supports` for what this does not do.
+) -> tuple[Array, Array]:
+    """See `jgpt.kernels.attention.attention_with_logsumexp`; `supports` says what this cannot.
 
     Args:
         q: see there.
@@ -175,7 +201,9 @@ def attention(
         sinks=None if sinks is None else by_head,
         mask=jax.tree.map(lambda x: PartitionSpec(rows if len(x) > 1 else None), mask),
     )
-    return jax.shard_map(run, in_specs=(specs,), out_specs=tokens, check_vma=False)(inputs)
+    return jax.shard_map(run, in_specs=(specs,), out_specs=(tokens, tokens), check_vma=False)(
+        inputs
+    )
 
 
 def _on_one_device(inputs: _Inputs, softcap: float, tiles: Tiles | None, interpret: bool) -> Array:
@@ -199,7 +227,9 @@ def _on_one_device(inputs: _Inputs, softcap: float, tiles: Tiles | None, interpr
         slopes=None if inputs.bias is None else inputs.bias.slopes.astype(jnp.float32),
         mask=jax.tree.map(lambda x: x.astype(jnp.int32), mask),
     )
-    return _attend(static, q, k, v, extras)
+    out, normalizer = _attend(static, q, k, v, extras)
+    logsumexp = jnp.where(normalizer <= LOWEST, -jnp.inf, normalizer / LOG2_E)
+    return out, jnp.moveaxis(logsumexp, 1, 2)
 
 
 STRUCTURE = ("causal", "window", "block_size", "num_local_blocks", "num_global_blocks", "stride")
@@ -207,18 +237,22 @@ STRUCTURE = ("causal", "window", "block_size", "num_local_blocks", "num_global_b
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(static: Static, q: Array, k: Array, v: Array, extras: Extras) -> Array:
-    return forward(static, q, k, v, extras)[0]
+def _attend(static: Static, q: Array, k: Array, v: Array, extras: Extras) -> tuple[Array, Array]:
+    """The result, and the base-2 log-sum-exp [B, H, S]."""
+    return forward(static, q, k, v, extras)
 
 
 def _forward(static: Static, q: Array, k: Array, v: Array, extras: Extras):
     out, normalizer = forward(static, q, k, v, extras)
-    return out, (q, k, v, extras, out, normalizer)
+    return (out, normalizer), (q, k, v, extras, out, normalizer)
 
 
-def _backward(static: Static, saved: Any, dout: Array):
+def _backward(static: Static, saved: Any, gradients: tuple[Array, Array]):
     q, k, v, extras, out, normalizer = saved
+    dout, dnormalizer = gradients
+    # a score's gradient is its probability times dout . v - along: the normalizer's goes with along
     along = jnp.einsum("bshd,bshd->bhs", dout, out, preferred_element_type=jnp.float32)
+    along -= dnormalizer * LOG2_E
     statistics = normalizer, along
     got = backward_queries(static, q, k, v, extras, dout, *statistics)
     dk, dv = backward_keys(static, q, k, v, extras, dout, *statistics)

@@ -154,7 +154,8 @@ def _call(
 
 
 def forward(static: Static, q: Array, k: Array, v: Array, extras: Extras) -> tuple[Array, Array]:
-    """The result [B, S, H, u] in q's dtype and base-2 log-sum-exp [B, H, S] float32.
+    """The result [B, S, H, u] in q's dtype and base-2 log-sum-exp [B, H, S] float32, LOWEST where a
+    query sees no key.
 
     Args:
         static: of the program.
@@ -206,7 +207,8 @@ def backward_queries(
         v: see there.
         extras: see there.
         dout: [B, S, H, u].
-        *statistics: [B, H, S] float32: log-sum-exp, and the sum of out * dout over u.
+        *statistics: [B, H, S] float32: base-2 log-sum-exp, and `along`, what is taken off
+            the gradient of a row's probabilities.
     """
     tile, (batch, queries, heads, width), keys = static.dq, q.shape, k.shape[1]
     grid = _Grid(pl.cdiv(queries, tile.query_block), heads, batch, last_first=True)

@@ -239,7 +239,7 @@ def forward_kernel(static: Static, refs: dict) -> None:
     empty = total == 0
     divisor = jnp.where(empty, 1, total)
     rows.store(refs["out"], mixed / divisor[:, None], static.value_width)
-    rows.store(refs["normalizer"], jnp.where(empty, 0, highest + jnp.log2(divisor)))
+    rows.store(refs["normalizer"], jnp.where(empty, LOWEST, highest + jnp.log2(divisor)))
 
 
 def dq_kernel(static: Static, refs: dict) -> None:

@@ -104,7 +104,8 @@ def _runs(xp: Any, some: Any, every: Any) -> list[Any]:
     index = xp.arange(count)
     end = xp.where(some, index + 1, 0).max(-1)
     begin = xp.minimum(xp.where(some, index, count).min(-1), end)
-    full_begin = xp.where(every, index, end[..., None]).min(-1)
+    full_begin = xp.where(every, index, count).min(-1)
+    full_begin = xp.where(full_begin == count, begin, full_begin)  # no whole block: the third run
     broken = ~every & (index >= full_begin[..., None])
     full_end = xp.where(broken, index, end[..., None]).min(-1)
     return [begin, full_begin, xp.minimum(full_end, end), end]
