@@ -40,6 +40,15 @@ SETTINGS = {
 }
 """Flags of the same names as fields of `SampleConfig`."""
 
+CACHE_SETTINGS = {
+    "kind": flags.DEFINE_enum("cache_kind", None, ["slots", "pages"], "how past tokens are kept"),
+    "dtype": flags.DEFINE_enum(
+        "cache_dtype", None, ["model", "float32", "bfloat16", "int8"], "of their keys and values"
+    ),
+    "page_size": flags.DEFINE_integer("page_size", None, "tokens of a page", lower_bound=1),
+}
+"""Flags of fields of `CacheConfig`."""
+
 
 def parse(argv: Sequence[str]) -> list[str]:
     """Flags; a wrong one ends the process with one line."""
@@ -60,8 +69,12 @@ def refuse(error: Exception) -> int:
 
 def sample_config(config: SampleConfig) -> SampleConfig:
     """The run's settings with those of the flags in their place."""
-    given = {name: flag.value for name, flag in SETTINGS.items() if flag.value is not None}
-    return dataclasses.replace(config, **given)
+
+    def given(settings: dict[str, flags.FlagHolder]) -> dict:
+        return {name: flag.value for name, flag in settings.items() if flag.value is not None}
+
+    cache = dataclasses.replace(config.cache, **given(CACHE_SETTINGS))
+    return dataclasses.replace(config, cache=cache, **given(SETTINGS))
 
 
 def until_stop(pieces: Iterator[str], stops: Sequence[str]) -> Iterator[str]:

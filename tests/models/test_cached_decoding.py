@@ -8,7 +8,8 @@ import pytest
 from tiny_models import forward, random_tokens, random_variables, relative_error, tiny, tiny_moe
 
 from jgpt import models
-from jgpt.config import BlockSparse, ConfigError, LatentConfig
+from jgpt.config import BlockSparse, CacheConfig, ConfigError, LatentConfig
+from jgpt.layers.cache import allot
 
 STEPS = 5
 LATENT = {"num_kv_heads": 0, "latent": LatentConfig(12, 0, 6, 4, 5)}
@@ -84,6 +85,48 @@ def test_ragged_prefill_and_single_steps_equal_recomputation(name):
     np.testing.assert_array_equal(cache.length, LENGTHS + STEPS)
 
 
+@pytest.mark.parametrize(
+    "name, cache, tolerance",
+    [
+        ("rope, grouped queries", CacheConfig("pages", page_size=4), 1e-4),
+        ("alibi, window", CacheConfig("pages", page_size=4), 1e-4),
+        ("relative", CacheConfig("pages", page_size=4), 1e-4),
+        ("sinks, softcap, norms", CacheConfig("pages", "int8", 4), 0.05),
+        ("window", CacheConfig("slots", "int8"), 0.05),
+        ("rope, grouped queries", CacheConfig("slots", "bfloat16"), 0.02),
+    ],
+)
+def test_every_kind_of_cache_equals_recomputation(name, cache, tolerance):
+    """A ragged prefill, a chunk of two, and a single step."""
+    config = tiny(**{"num_layers": 1} | MODELS[name])
+    variables = random_variables(config)
+    tokens = random_tokens(3, max(LENGTHS) + 3)
+    whole, _ = forward(config)(variables, ragged(tokens, LENGTHS + 3))
+    state = models.init_cache(config, 3, int(max(LENGTHS)) + 3, cache)
+    _, state = step(config)(variables, ragged(tokens, LENGTHS), state)
+    rows = np.arange(3)[:, None]
+    for new in (np.asarray([0, 1]), np.asarray([2])):
+        at = LENGTHS[:, None] + new
+        logits, state = step(config)(variables, {"inputs": tokens[rows, at]}, state)
+        assert relative_error(logits, whole[rows, at]) < tolerance
+    kept = state.layers[0].stored
+    assert kept.k.dtype == (config.dtype if cache.dtype == "model" else cache.dtype)
+
+
+def test_rows_take_pages_of_a_pool_that_others_gave_back():
+    """A second text in the pages of the first gives what it gives in a fresh cache."""
+    config = tiny(num_layers=1)
+    variables, tokens = random_variables(config), random_tokens(2, 6)
+    cache = models.init_cache(config, 1, 8, CacheConfig("pages", page_size=4), num_pages=3)
+    whole, _ = forward(config)(variables, {"inputs": tokens})
+    for row, table in enumerate(([[2, 0]], [[0, 1]])):
+        cache = allot(cache, np.asarray(table, np.int32), np.zeros(1, np.int32))
+        for part in (slice(0, 5), slice(5, 6)):
+            batch = {"inputs": tokens[row : row + 1, part]}
+            logits, cache = step(config)(variables, batch, cache)
+            assert relative_error(logits, whole[row : row + 1, part]) < 1e-4
+
+
 @pytest.mark.parametrize("name", ["rope, grouped queries", "window"])
 def test_a_prompt_may_come_in_chunks(name):
     config = tiny(**{"num_layers": 1} | MODELS[name])
@@ -131,5 +174,7 @@ def test_scanned_weights_decode_too():
 def test_a_cache_that_cannot_be_is_refused():
     with pytest.raises(ConfigError, match="bidirectional"):
         models.init_cache(tiny(attention="bidirectional"), 1, 8)
+    with pytest.raises(ConfigError, match=r"latent.*use 'slots'"):
+        models.init_cache(tiny(**LATENT), 1, 8, CacheConfig("pages"))
     with pytest.raises(ConfigError, match="max_length"):
         models.init_cache(tiny(position="learned"), 1, 33)
