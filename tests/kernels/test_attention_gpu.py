@@ -1,6 +1,10 @@
 """The GPU kernels: against the reference in the interpreter, and through the lowering for CUDA."""
 
 import functools
+import json
+import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +30,7 @@ from jgpt.kernels.attention.pallas_gpu import Tiles
 from jgpt.kernels.attention.pallas_gpu_walk import Tile, make_cover, make_walk
 from jgpt.typing import AlibiBias, Mask, RelativeBias
 
+BENCHMARK = pathlib.Path(__file__).parents[2] / "experiments/benchmarks/gpu_kernels.py"
 OURS = [n for n in NAMES if "relative" not in n]
 SMALL = Tiles(Tile(16, 8, 4, 1), Tile(8, 16, 4, 1), Tile(16, 8, 4, 1))
 """Several blocks of 21 and 29 tokens, the last ones ragged; every kernel cuts differently."""
@@ -377,3 +382,25 @@ def test_both_passes_lower_for_cuda(name):
     kernels = ("attention_forward", "attention_backward_dq", "attention_backward_dkv")
     assert text.count("gpu.triton") + text.count("triton_kernel_call") == 3
     assert all(name in text for name in kernels)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["everything, ragged, both", "experts 8, gated"])
+def test_kernels_compile_for_an_h100_and_spill_nothing(case):
+    """The whole way to machine code, without a GPU, in tensor core instructions of Hopper."""
+    pytest.importorskip("jax_cuda12_plugin", reason="the CUDA compiler: pip install jax[cuda12]")
+    command = [sys.executable, str(BENCHMARK), "--compile", "h100", "--case", case]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "--compile needs ptxas" in done.stderr:
+        pytest.skip("needs ptxas: pip install nvidia-cuda-nvcc-cu12")
+    assert done.returncode == 0, done.stderr[-3000:]
+    (ours,) = (
+        row["details"]["ours"]
+        for row in json.loads(done.stdout.splitlines()[-1])["rows"]
+        if "details" in row
+    )
+    assert "error" not in ours, ours["error"]
+    assert ours["kernels"]
+    for name, facts in ours["kernels"].items():
+        assert facts["spilled"] == 0, name
+        assert facts["HGMMA"], name
