@@ -75,6 +75,7 @@ CASES = {
 }
 CHUNK = 8
 RUNS = {
+    "reference": reference.decode_attention,
     "blockwise, one block": blockwise.decode_attention,
     "blockwise": functools.partial(blockwise.decode_attention, block=CHUNK),
     "pallas_tpu": functools.partial(pallas_tpu.decode_attention, chunk=CHUNK, interpret=True),
@@ -163,16 +164,6 @@ def run(name, q, stored, mask, options, quick_jit):
     return quick_jit(functools.partial(RUNS[name], softcap=options["softcap"]))(
         q, stored, mask, **{n: x for n, x in options.items() if n != "softcap"}
     )
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_reference_is_the_definition(name, quick_jit):
-    case = CASES[name]
-    q, stored, mask, options = problem(case)
-    got = reference.decode_attention(q, stored, mask, **options)
-    assert got[0].dtype == q.dtype and got[1].dtype == jnp.float32
-    tolerance = 1e-2 if case.dtype == "bfloat16" else 2e-6
-    assert largest_error(got, by_definition(q, stored, mask, **options)) < tolerance
 
 
 @pytest.mark.parametrize("backend", RUNS)
