@@ -35,6 +35,10 @@ PREPARED_ROWS = 16
 """Rows that are prepared at once: few enough for their numbers to stay in registers."""
 
 
+UNROLLED = 4
+"""Up to so many arrivals are written out one after the other."""
+
+
 @dataclass(frozen=True)
 class Cut:
     """An axis cut into `count` parts of `size`; the last one may begin inside of the one before."""
@@ -245,7 +249,8 @@ def rows_kernel(plan: RowsPlan, refs: dict) -> None:
                         store(plan.arrivals.at(arrival), part)
 
                 column(0, first=True)
-                pl.loop(1, plan.arrivals.count)(lambda arrival: column(arrival, first=False))
+                rest = pl.loop(1, plan.arrivals.count, unroll=plan.arrivals.count <= UNROLLED)
+                rest(lambda arrival: column(arrival, first=False))
 
             @pl.when(done)
             def _leave():
@@ -388,13 +393,14 @@ def weights_kernel(plan: WeightsPlan, refs: dict) -> None:
             left = read(buffers[0], plan.pieces.at(piece))
             return [_dot(left, read(b, slice(None)), ((0,), (0,))) for b in buffers[1:]]
 
-        def leave(piece: Any, values: list[Array]) -> None:
-            if not early:
+        if not early:
 
-                @pl.when(group > 0)
-                def _the_one_before_left():
+            @pl.when(last & (group > 0))
+            def _the_one_before_left():
+                for piece in range(plan.pieces.count):
                     _wait(result_copies(group - 1, piece))
 
+        def leave(piece: Any, values: list[Array]) -> None:
             for value, buffer in zip(values, refs["finished"]):
                 buffer[plan.pieces.at(piece), :] = value.astype(buffer.dtype)
             for copy in result_copies(group, piece):
