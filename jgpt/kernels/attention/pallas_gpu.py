@@ -40,14 +40,15 @@ class Tiles(NamedTuple):
     dkv: Tile
 
 
-AMPLE = 163 * KIB
+HOPPER, A100 = 227 * KIB, 163 * KIB
 TILES = {
-    (AMPLE, 2, 64): Tiles(Tile(128, 64, 4, 3), Tile(128, 64, 8, 3), Tile(64, 128, 8, 3)),
-    (AMPLE, 2, 128): Tiles(Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(32, 128, 8, 3)),
-    (AMPLE, 2, 256): Tiles(Tile(64, 64, 8, 2), Tile(64, 32, 8, 2), Tile(16, 64, 8, 2)),
-    (AMPLE, 4, 64): Tiles(Tile(64, 32, 4, 2), Tile(64, 32, 4, 2), Tile(16, 64, 4, 2)),
-    (AMPLE, 4, 128): Tiles(Tile(32, 32, 8, 2), Tile(16, 16, 4, 2), Tile(16, 16, 4, 2)),
-    (AMPLE, 4, 256): Tiles(Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), Tile(16, 16, 8, 1)),
+    (A100, 2, 64): Tiles(Tile(128, 64, 4, 3), Tile(128, 64, 8, 3), Tile(64, 128, 8, 3)),
+    (HOPPER, 2, 128): Tiles(Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(32, 128, 8, 3)),
+    (A100, 2, 128): Tiles(Tile(128, 64, 8, 3), Tile(64, 32, 4, 2), Tile(32, 64, 4, 2)),
+    (A100, 2, 256): Tiles(Tile(64, 64, 8, 2), Tile(64, 32, 8, 2), Tile(16, 64, 8, 2)),
+    (A100, 4, 64): Tiles(Tile(64, 32, 4, 2), Tile(64, 32, 4, 2), Tile(16, 64, 4, 2)),
+    (A100, 4, 128): Tiles(Tile(32, 32, 8, 2), Tile(16, 16, 4, 2), Tile(16, 16, 4, 2)),
+    (A100, 4, 256): Tiles(Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), Tile(16, 16, 8, 1)),
     (0, 2, 64): Tiles(Tile(128, 64, 4, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
     (0, 2, 128): Tiles(Tile(64, 64, 4, 2), Tile(64, 32, 4, 2), Tile(32, 64, 4, 2)),
     (0, 2, 256): Tiles(Tile(32, 32, 4, 1), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
@@ -97,9 +98,9 @@ def choose_tiles(kind: str, dtype: jax.typing.DTypeLike, width: int) -> Tiles:
         dtype: of q, k and v.
         width: the larger of the keys' and the values'.
     """
-    row = jnp.dtype(dtype).itemsize, max(64, pl.next_power_of_2(width))
-    ample = min(shared_memory(kind), AMPLE) // AMPLE * AMPLE
-    return TILES[ample, *row]
+    row = [jnp.dtype(dtype).itemsize, max(64, pl.next_power_of_2(width))]
+    sizes = [memory for memory, *rest in TILES if rest == row and memory <= shared_memory(kind)]
+    return TILES[max(sizes), *row]
 
 
 class Cut(NamedTuple):
