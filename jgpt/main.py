@@ -10,36 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
+from jgpt.command_line import CONFIG, parse, refuse
 from jgpt.config import Config, ConfigError, from_config_dict
 from jgpt.malloc import keep_freed_buffers
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "the run's settings; see configs/")
+flags.declare_key_flag("config")
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; runs/NAME by default")
-
-
-def parse(argv: Sequence[str]) -> list[str]:
-    """Flags and overrides; a wrong one ends the process with one line."""
-    try:
-        rest = flags.FLAGS(argv)
-        if CONFIG.value is None:
-            raise ValueError("give --config=FILE, such as --config=configs/moe_small.py")
-        path = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
-        if not os.path.isfile(path):
-            raise ValueError(f"there is no config file {path!r}; see configs/")
-        if rest[1:]:
-            raise ValueError(f"{rest[1]!r} is no flag; overrides are --config.SECTION.FIELD=VALUE")
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        sys.exit(refuse(error))
-    return rest
-
-
-def refuse(error: Exception) -> int:
-    """Says what is wrong in one line, and gives the exit status for it."""
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    print(f"error: {' '.join(text.split())}", file=sys.stderr)
-    return 2
 
 
 def join_cluster() -> None:

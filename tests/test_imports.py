@@ -9,7 +9,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 MODEL_ORDER = (
-    ("typing", "trees", "config", "sharding", "malloc"),
+    ("typing", "trees", "config", "sharding", "malloc", "command_line"),
     ("kernels",),
     ("layers",),
     ("models",),
@@ -17,10 +17,11 @@ MODEL_ORDER = (
     ("inference",),
     ("objectives", "evals"),
     ("training",),
+    ("planning",),
     ("apps", "interop", "plan", "main", "generate", "convert", "adapters"),
 )
 TEXT_ORDER = (("typing", "config"), ("tokenizers",), ("data",))
-COMMANDS = {"main", "generate", "convert", "adapters", "tokenizers.__main__"}
+COMMANDS = {"main", "generate", "convert", "adapters", "plan", "tokenizers.__main__"}
 HOST_PATH = ("tokenizers", "data")
 
 
