@@ -179,6 +179,10 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.moe.capacity_factor = 1.25
     # capacity: tokens per group; 0 for one group per sequence
     c.model.moe.group_size = 0
+    # dropless over mesh.expert: rows travel ragged (TPU) or padded; auto: ragged where it can
+    c.model.moe.exchange = "auto"
+    # and a round has room for this much of the even share; what is over takes another
+    c.model.moe.exchange_factor = 1.5
     # weight of the load balance loss
     c.model.moe.balance_coefficient = 0.01
     # weight of the router z-loss

@@ -112,6 +112,14 @@ class MoEConfig:
     backend: str = setting("auto", "dropless: auto, or a name from kernels.grouped_matmul.BACKENDS")
     capacity_factor: float = setting(1.25, "capacity: slots per expert over the even share")
     group_size: int = setting(0, "capacity: tokens per group; 0 for one group per sequence")
+    exchange: str = setting(
+        "auto",
+        "dropless over mesh.expert: rows travel ragged (TPU) or padded; auto: ragged where it can",
+        ("auto", "ragged", "padded"),
+    )
+    exchange_factor: float = setting(
+        1.5, "and a round has room for this much of the even share; what is over takes another"
+    )
     balance_coefficient: float = setting(1e-2, "weight of the load balance loss")
     z_coefficient: float = setting(1e-3, "weight of the router z-loss")
 
@@ -367,6 +375,8 @@ class ModelConfig:
             )
         if moe.dispatch == "capacity" and moe.capacity_factor <= 0:
             raise ConfigError("model.moe.capacity_factor must be positive")
+        if moe.exchange_factor <= 0:
+            raise ConfigError("model.moe.exchange_factor must be positive")
         if moe.num_groups:
             self._check_groups()
 

@@ -113,6 +113,8 @@ class RouterStats:
     """[] float32: assignments that found no room."""
     tokens: Array
     """[] float32: tokens counted."""
+    deferred: Array
+    """[] float32: assignments that waited for a further round between the experts' devices."""
 
 
 @jax.tree_util.register_dataclass

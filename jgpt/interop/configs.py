@@ -15,7 +15,7 @@ NOT_ARCHITECTURE = (
 """Fields of `ModelConfig` that do not change what weights compute."""
 ROUTER_TRAINING = (
     "bias_update_rate", "jitter", "dispatch", "fused", "backend", "capacity_factor", "group_size",
-    "balance_coefficient", "z_coefficient",
+    "exchange", "exchange_factor", "balance_coefficient", "z_coefficient",
 )  # fmt: skip
 """The same of `MoEConfig`."""
 

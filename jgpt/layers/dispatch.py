@@ -2,6 +2,8 @@
 
 Pure functions. `ffn` is the experts' feed-forward layer; it takes rows [N, D] sorted by expert
 with `group_sizes` [E], or rows [E, C, D]. Weights and sums over a token's experts are float32.
+Where experts lie on several devices, see `exchange`; `axis` is then the mesh axis that cuts them,
+and tokens are those of one device.
 """
 
 import functools
@@ -9,9 +11,9 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Float, Int
 
 from jgpt.layers.router import Routing
@@ -20,11 +22,26 @@ from jgpt.typing import Array
 ExpertFFN = Callable[..., Array]
 
 
-def dense(x: Float[Array, "T D"], weights: Float[Array, "T E"], ffn: ExpertFFN) -> Array:
-    """Every expert on every token, weighted; E / k times the needed work. The specification."""
-    num_experts = weights.shape[1]
+def dense(
+    x: Float[Array, "T D"],
+    weights: Float[Array, "T E"],
+    ffn: ExpertFFN,
+    axis: str | None = None,
+) -> Array:
+    """Every expert on every token, weighted; E / k times the needed work. The specification.
+
+    Over an axis each device's experts see all tokens, and the outputs are added up.
+    """
+    dtype, num_experts = x.dtype, weights.shape[1]
+    if axis is not None:
+        x = lax.all_gather(x, axis, tiled=True)
+        weights = lax.all_to_all(weights, axis, 1, 0, tiled=True)
+        num_experts = weights.shape[1]
     y = ffn(jnp.broadcast_to(x, (num_experts, *x.shape)))
-    return jnp.einsum("etd,te->td", y.astype(jnp.float32), weights).astype(x.dtype)
+    y = jnp.einsum("etd,te->td", y.astype(jnp.float32), weights)
+    if axis is not None:
+        y = lax.psum_scatter(y, axis, tiled=True)
+    return y.astype(dtype)
 
 
 def dense_weights(routing: Routing, num_experts: int) -> Float[Array, "T E"]:
@@ -61,22 +78,38 @@ def sort_by_expert(
     return order, inverse, jnp.sum(mine, axis=1, dtype=jnp.int32)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def permute(x: Array, order: Array, inverse: Array, copies: int) -> Array:
-    """Rows `order` of x [T, D] with every row repeated `copies` times: [T * copies, D].
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def permute(
+    x: Float[Array, "T D"],
+    order: Int[Array, "N"],
+    inverse: Int[Array, "M"],
+    copies: int,
+    partial: bool = False,
+) -> Float[Array, "N D"]:
+    """Rows `order` of x with every row repeated `copies` times (M = T * copies).
 
     The gradient gathers too, along `inverse`, and sums copies in float32, where that of plain
     indexing would scatter.
+
+    Args:
+        order: which of the M copies each result is.
+        inverse: which of the N results each copy is.
+        copies: of every row.
+        partial: whether `order` may hold M, for a result of 0, and `inverse` N, for none.
     """
-    return x[order // copies]
+    return _rows(x, order // copies, partial)
 
 
-def _permute_forward(x, order, inverse, copies):
-    return permute(x, order, inverse, copies), inverse
+def _rows(x: Array, index: Array, partial: bool) -> Array:
+    return x.at[index].get(mode="fill", fill_value=0) if partial else x[index]
 
 
-def _permute_backward(copies, inverse, dy):
-    dx = dy[inverse]
+def _permute_forward(x, order, inverse, copies, partial):
+    return permute(x, order, inverse, copies, partial), inverse
+
+
+def _permute_backward(copies, partial, inverse, dy):
+    dx = _rows(dy, inverse, partial)
     if copies > 1:
         dx = dx.reshape(-1, copies, dy.shape[1])
         dx = jnp.sum(dx, axis=1, dtype=jnp.promote_types(dy.dtype, jnp.float32))
@@ -141,18 +174,29 @@ def choose_tokens(scores: Array, token_mask: Array, num_slots: int) -> Slots:
     return Slots(jnp.where(taken, tokens, scores.shape[1]), jnp.where(taken, weights, 0.0))
 
 
-def through_slots(x: Float[Array, "T D"], slots: Slots, group_size: int, ffn: ExpertFFN) -> Array:
+def through_slots(
+    x: Float[Array, "T D"],
+    slots: Slots,
+    group_size: int,
+    ffn: ExpertFFN,
+    axis: str | None = None,
+) -> Array:
     """Gathers each group's tokens into the slots, runs the experts, adds the outputs up again.
 
-    Groups lie along the batch axis: cut there, each device fills the slots of its own groups.
+    Over an axis the slots travel to their experts' devices, and the outputs back (Lepikhin et al.
+    2021, "GShard", section 3).
     """
     num_groups, num_experts, num_slots = slots.tokens.shape
     width = x.shape[1]
     index = slots.tokens.reshape(num_groups, -1)
     rows = _take_rows(x.reshape(num_groups, group_size, width), index)
     rows = rows.reshape(num_groups, num_experts, num_slots, width).swapaxes(0, 1)
-    rows = nn.with_logical_constraint(rows, ("experts", None, None, "activation_embed"))
-    y = ffn(rows.reshape(num_experts, num_groups * num_slots, width))
+    rows = rows.reshape(num_experts, num_groups * num_slots, width)
+    if axis is not None:
+        rows = lax.all_to_all(rows, axis, 0, 1, tiled=True)
+    y = ffn(rows)
+    if axis is not None:
+        y = lax.all_to_all(y, axis, 1, 0, tiled=True)
     y = y.reshape(num_experts, num_groups, num_slots, width).swapaxes(0, 1)
     y = (y * slots.weights[..., None]).reshape(num_groups, -1, width)
 

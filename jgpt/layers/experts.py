@@ -1,6 +1,10 @@
-"""A linear map per expert."""
+"""A linear map per expert, and the gated network made of three of them."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Float, Int
@@ -50,14 +54,21 @@ class ExpertLinear(nn.Module):
             x: [N, in] sorted by expert, with `group_sizes`; or [E, C, in] without.
             group_sizes: rows of each expert; rows past their sum give 0.
         """
-        x = x.astype(self.dtype)
-        if group_sizes is not None:
-            return grouped_matmul(x, self.kernel, group_sizes, backend=self.backend)
-        contraction = (((2,), (1,)), ((0,), (0,)))
-        y = lax.dot_general(
-            x, self.kernel.astype(x.dtype), contraction, preferred_element_type=jnp.float32
-        )
-        return y.astype(x.dtype)
+        return expert_linear(x.astype(self.dtype), self.kernel, group_sizes, self.backend)
+
+
+def expert_linear(
+    x: Float[Array, "*rows i"],
+    kernel: Float[Array, "E i o"],
+    group_sizes: Int[Array, "E"] | None = None,
+    backend: str = "auto",
+) -> Float[Array, "*rows o"]:
+    """`ExpertLinear` as a function of its kernel."""
+    if group_sizes is not None:
+        return grouped_matmul(x, kernel, group_sizes, backend=backend)
+    contraction = (((2,), (1,)), ((0,), (0,)))
+    y = lax.dot_general(x, kernel.astype(x.dtype), contraction, preferred_element_type=jnp.float32)
+    return y.astype(x.dtype)
 
 
 def gated_experts(
@@ -66,3 +77,40 @@ def gated_experts(
     """`silu(gate(x)) * up(x)` in one kernel, where the backend has one."""
     x = x.astype(gate.dtype)
     return grouped_gated(x, gate.kernel, up.kernel, group_sizes, backend=gate.backend)
+
+
+class Kernels(NamedTuple):
+    """The weights of gated experts."""
+
+    gate: Float[Array, "E D F"]
+    up: Float[Array, "E D F"]
+    down: Float[Array, "E F D"]
+
+
+class Experts(NamedTuple):
+    """A feed-forward layer of experts, and the weights that it is a function of."""
+
+    apply: Callable[[Any, Array, Array | None], Array]
+    """weights, rows, group sizes or None -> rows, as `ExpertLinear` takes them."""
+    kernels: Any
+
+    def __call__(self, x: Array, group_sizes: Array | None = None) -> Array:
+        return self.apply(self.kernels, x, group_sizes)
+
+
+def swiglu_experts(
+    fused: bool,
+    backend: str,
+    dtype: str,
+    kernels: Kernels,
+    x: Float[Array, "*rows D"],
+    group_sizes: Int[Array, "E"] | None = None,
+) -> Float[Array, "*rows D"]:
+    """`down(silu(gate(x)) * up(x))` of each row's expert; with `fused` half of it in one kernel."""
+    x = x.astype(dtype)
+    if fused and group_sizes is not None:
+        h = grouped_gated(x, kernels.gate, kernels.up, group_sizes, backend=backend)
+    else:
+        gate = expert_linear(x, kernels.gate, group_sizes, backend)
+        h = jax.nn.silu(gate) * expert_linear(x, kernels.up, group_sizes, backend)
+    return expert_linear(h, kernels.down, group_sizes, backend)

@@ -35,7 +35,9 @@ class Router(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "T D"], deterministic: bool = True) -> Float[Array, "T E"]:
+    def __call__(
+        self, x: Float[Array, "*rows D"], deterministic: bool = True
+    ) -> Float[Array, "*rows E"]:
         """Logits. In training the input is jittered (Fedus et al. 2022, "Switch", section 2.3)."""
         c = self.config
         shape = (x.shape[-1], c.moe.num_experts)
@@ -101,8 +103,9 @@ def router_stats(
     logits: Float[Array, "T E"],
     scores: Float[Array, "T E"],
     assignments: Float[Array, "E"],
-    dropped: Float[Array, ""],
     token_mask: Bool[Array, "T"],
+    dropped: Float[Array, ""] | float = 0.0,
+    deferred: Float[Array, ""] | float = 0.0,
 ) -> RouterStats:
     """Sums over the tokens of `token_mask`; those of `probabilities` and `z` are differentiable."""
 
@@ -116,8 +119,9 @@ def router_stats(
         probabilities=masked_sum(probabilities),
         z=masked_sum(jax.nn.logsumexp(logits, axis=1) ** 2),
         entropy=masked_sum(-jnp.sum(lax.stop_gradient(probabilities) * logs, axis=1)),
-        dropped=lax.stop_gradient(dropped.astype(jnp.float32)),
+        dropped=lax.stop_gradient(jnp.asarray(dropped, jnp.float32)),
         tokens=jnp.sum(token_mask, dtype=jnp.float32),
+        deferred=lax.stop_gradient(jnp.asarray(deferred, jnp.float32)),
     )
 
 
@@ -162,8 +166,8 @@ def router_metrics(stats: RouterStats) -> dict[str, Array]:
     Returns:
         float32 scalars: `balance` and `z` (means over layers), `entropy` (nats, mean over layers;
         ln E is even), `max_load` (largest over mean load, of the worst layer; 1 is even, E is one
-        expert for all), `dropped` (fraction of assignments); and `load` [E] or [L, E], each
-        expert's fraction of the assignments.
+        expert for all), `dropped` and `deferred` (fractions of assignments); and `load` [E] or
+        [L, E], each expert's fraction of the assignments.
     """
     layers = jnp.maximum(stats.tokens.size, 1)
     tokens = jnp.maximum(stats.tokens, 1)
@@ -175,6 +179,7 @@ def router_metrics(stats: RouterStats) -> dict[str, Array]:
         "entropy": jnp.mean(stats.entropy / tokens),
         "max_load": jnp.max(load) * stats.assignments.shape[-1],
         "dropped": jnp.sum(stats.dropped) / jnp.sum(assigned),
+        "deferred": jnp.sum(stats.deferred) / jnp.sum(assigned),
         "load": load,
     }
 

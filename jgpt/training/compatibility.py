@@ -14,6 +14,7 @@ RULES: list[tuple[str, str]] = [
     (r"^model\.(dtype|remat|scan_layers|attention_backend|max_length|\w+_dropout)$", FREE),
     (r"^model\.(init_std|scale_residual_init)$", FREE),
     (r"^model\.moe\.(dispatch|fused|backend|capacity_factor|group_size|jitter)$", FREE),
+    (r"^model\.moe\.(exchange|exchange_factor)$", FREE),
     (r"^model\.moe\.(bias_update_rate|balance_coefficient|z_coefficient)$", FREE),
     (r"^model\.", FIXED),
     # Weights that a run started from are in its checkpoints.

@@ -35,13 +35,13 @@ def stats_of(logits, moe=MOE, mask=None, selection_bias=None):
     scores = router_scores(logits, moe)
     routing = choose_experts(scores, mask, moe, selection_bias)
     assignments = jnp.sum(routing.experts[..., None] == jnp.arange(E), axis=(0, 1))
-    return router_stats(logits, scores, assignments, jnp.zeros(()), mask)
+    return router_stats(logits, scores, assignments, mask)
 
 
 def even(layers=()):
     full = jnp.full((*layers, E), T * K / E)
     scalar = jnp.full(layers, float(T))
-    return RouterStats(full, full / K, scalar, scalar, 0 * scalar, scalar)
+    return RouterStats(full, full / K, scalar, scalar, 0 * scalar, scalar, 0 * scalar)
 
 
 @pytest.mark.parametrize("layers", [(), (1,), (3,)])
@@ -52,7 +52,7 @@ def test_balance_is_exactly_one_per_layer_at_uniform_routing(layers):
 
 def test_balance_is_the_number_of_experts_when_one_takes_all():
     one = jnp.zeros(E).at[3].set(float(T))
-    stats = RouterStats(one, one, *[jnp.asarray(float(T))] * 4)
+    stats = RouterStats(one, one, *[jnp.asarray(float(T))] * 5)
     assert float(balance_loss(stats)) == E
     assert float(router_metrics(stats)["max_load"]) == E
 
