@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from experiments.benchmarks.kernel_cases import Case, Program
 from jgpt.kernels.cross_entropy import blockwise, pallas_tpu
 
-TOKENS, WIDTH, VOCABULARY = 4096, 2048, 16384
+TOKENS, WIDTH, VOCABULARY = 2048, 2048, 16384
 
 
 def arrays() -> tuple[jax.ShapeDtypeStruct, ...]:
