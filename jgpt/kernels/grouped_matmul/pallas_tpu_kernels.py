@@ -11,6 +11,8 @@ themselves, double-buffered, because what has to be on the chip next depends on 
 - A tile's rows are fetched once; while two groups share a tile, it stays.
 - The first matrix arrives in pieces, and each finished piece of a result leaves at once, so that
   the matrix unit waits little at both ends.
+
+Two kernels in one file of over 400 lines, to be read side by side: they move data the same way.
 """
 
 from collections.abc import Callable
