@@ -214,6 +214,15 @@ def test_a_ring_that_has_wrapped_is_read_by_its_positions(backend, quick_jit):
     assert largest_error(got, by_definition(q, stored, mask, **options)) < 5e-6
 
 
+@pytest.mark.parametrize("window", [0, 14])
+@pytest.mark.parametrize("page", [0, 4])
+def test_blocks_that_do_not_divide_the_slots_count_once(page, window):
+    """32 slots in blocks of 12: the last one reaches back; a window leaves the first one out."""
+    q, stored, mask, options = problem(Case(lengths=(30,), page=page, window=window))
+    got = blockwise.decode_attention(q, stored, mask, block=12, **options)
+    assert largest_error(got, by_definition(q, stored, mask, **options)) < 5e-6
+
+
 def test_pages_that_nobody_may_see_do_not_count(quick_jit):
     """Pages past the length or before the window hold NaN, and are not even read."""
     q, stored, mask, options = problem(Case(lengths=(13, 30), page=4, window=6))
