@@ -55,7 +55,9 @@ class Mask:
       one of the first `num_global_blocks`, or (stride > 0) a `stride`-th block.
 
     Indices are `arange` unless given: a query against a cache gives `q_positions` [B, S] and
-    `kv_positions` [B, T], where -1 marks an empty slot that no query sees.
+    `kv_positions` [B, T], where -1 marks an empty slot that no query sees. With `zigzag` = n > 0,
+    queries and keys are one row in the order in which ring attention over n devices wants it
+    (`jgpt.kernels.attention.ring_schedule.zigzag_order`).
     """
 
     causal: bool = static(default=True)
@@ -64,6 +66,7 @@ class Mask:
     num_local_blocks: int = static(default=0)
     num_global_blocks: int = static(default=0)
     stride: int = static(default=0)
+    zigzag: int = static(default=0)
     prefix_lengths: Array | None = None
     q_segment_ids: Array | None = None
     kv_segment_ids: Array | None = None

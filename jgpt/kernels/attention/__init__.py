@@ -3,9 +3,21 @@
 import functools
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
-from jgpt.kernels.attention import blockwise, cudnn, pallas_gpu, pallas_tpu, reference, xla
+import jax.numpy as jnp
+
+from jgpt.kernels.attention import (
+    blockwise,
+    cudnn,
+    pallas_gpu,
+    pallas_tpu,
+    reference,
+    ring,
+    xla,
+)
+from jgpt.kernels.attention.ring_schedule import zigzag_order
 from jgpt.typing import Array, Bias, Mask
 
 log = logging.getLogger(__name__)
@@ -23,7 +35,17 @@ class Backend(NamedTuple):
     """Takes the same; None where the log-sum-exp cannot be had."""
 
 
+def _one_part(*arrays: Array, **options: Any) -> tuple[Array, Array]:
+    """What computes the parts of a ring: the first backend that can, on one device."""
+    return attention_with_logsumexp(*arrays, **options)
+
+
 BACKENDS: dict[str, Backend] = {
+    "ring": Backend(
+        functools.partial(ring.attention, attend=_one_part),
+        ring.supports,
+        functools.partial(ring.attention_with_logsumexp, attend=_one_part),
+    ),
     "pallas_tpu": Backend(
         pallas_tpu.attention, pallas_tpu.supports, pallas_tpu.attention_with_logsumexp
     ),
@@ -130,6 +152,9 @@ def _dispatch(
     _check(q, k, v, mask, options["sinks"])
     if options.get("dropout_key") is None:
         options |= {"dropout": 0.0, "dropout_key": None}
+    if mask.zigzag and (backend not in ("auto", "ring") or ring.supports(q, k, v, mask, **options)):
+        order = jnp.asarray(zigzag_order(q.shape[1], mask.zigzag))[None]
+        mask = replace(mask, zigzag=0, q_positions=order, kv_positions=order)
     chosen = BACKENDS[_choose(backend, logsumexp, q, k, v, mask, options)]
     function = chosen.with_logsumexp if logsumexp else chosen.attention
     return function(q, k, v, mask, **options)
@@ -154,11 +179,16 @@ def _choose(
                 f"attention backend {backend!r} cannot run: {reason(backend)}; choose auto"
             )
         return backend
-    if q.shape[1] <= SHORT_QUERY:
-        name = "reference"
+    why_no_ring = reason("ring")
+    if not why_no_ring:
+        name, why = "ring", f"{ring.ring_size()} devices share a row"
+    elif q.shape[1] <= SHORT_QUERY:
+        name, why = "reference", "short queries"
     else:
-        name = next(name for name in BACKENDS if not reason(name))
-    _log_once(name, "short queries" if q.shape[1] <= SHORT_QUERY else "the first that can")
+        name, why = next(name for name in BACKENDS if not reason(name)), "the first that can"
+        if ring.ring_size() > 1:
+            why = f"{why}; {why_no_ring}"
+    _log_once(name, why)
     return name
 
 
