@@ -384,6 +384,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.train.steps = 1000
     # gradient accumulation: parts a batch is cut into
     c.train.microbatches = 1
+    # of weight gradients while devices add theirs up; bfloat16 halves that traffic
+    c.train.gradient_dtype = "float32"
     # of initial weights and dropout
     c.train.seed = 0
     # steps between lines of metrics.jsonl on screen and TensorBoard

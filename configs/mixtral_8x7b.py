@@ -1,8 +1,6 @@
 """Mixtral 8x7B (Jiang et al. 2024): 32 layers, 8 experts of which 2 per token, 46.7e9 parameters.
 
-    python -m jgpt.main --config=configs/mixtral_8x7b.py --config.data.sources='jsonl:/data/*.jsonl.zst'
-
-For a pod: 47e9 parameters with AdamW are 750 GB, cut over `mesh.fsdp` x `mesh.expert` devices.
+python -m jgpt.main --config=configs/mixtral_8x7b.py --config.data.sources='jsonl:/data/*.jsonl.zst'
 """  # noqa: E501
 
 from configs import default
@@ -20,5 +18,6 @@ def get_config():
     c.data.sequence_length, c.data.batch_size, c.data.workers = 4096, 256, 4
     c.optimizer.learning_rate, c.optimizer.warmup_steps = 3e-4, 2000
     c.mesh.data, c.mesh.expert, c.mesh.fsdp = 1, 8, -1
+    c.train.gradient_dtype = "bfloat16"
     c.train.steps, c.train.eval_every, c.checkpoint.every = 100_000, 2000, 500
     return c

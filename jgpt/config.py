@@ -632,6 +632,11 @@ class TrainConfig:
 
     steps: int = setting(1000, "optimizer steps")
     microbatches: int = setting(1, "gradient accumulation: parts a batch is cut into")
+    gradient_dtype: str = setting(
+        "float32",
+        "of weight gradients while devices add theirs up; bfloat16 halves that traffic",
+        ("float32", "bfloat16"),
+    )
     seed: int = setting(0, "of initial weights and dropout")
     log_every: int = setting(10, "steps between lines of metrics.jsonl on screen and TensorBoard")
     eval_every: int = setting(200, "steps between validations; 0 for only the last")
@@ -739,6 +744,11 @@ class Config:
             raise ConfigError(
                 f"train.microbatches ({self.train.microbatches}) does not divide data.batch_size "
                 f"({self.data.batch_size})"
+            )
+        if self.train.gradient_dtype != self.model.dtype == "float32":
+            raise ConfigError(
+                "train.gradient_dtype='bfloat16' would round the weights of a float32 model; set "
+                "model.dtype to 'bfloat16' too, or leave it 'float32'"
             )
         if self.model.position == "learned" and self.data.sequence_length > self.model.max_length:
             raise ConfigError(

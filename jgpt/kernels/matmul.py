@@ -30,11 +30,15 @@ def input_gradient(dy: Array, w: Array) -> Array:
     return _dot(dy, w, (dy.ndim - 1,), (1,))
 
 
-def weight_gradient(x: Array, dy: Array) -> Array:
-    """x [..., D] transposed @ dy [..., F], summed over rows in at least float32: [D, F]."""
+def weight_gradient(x: Array, dy: Array, dtype: jnp.dtype | None = None) -> Array:
+    """x [..., D] transposed @ dy [..., F], summed over rows in at least float32: [D, F].
+
+    On a mesh each device's part is summed so, and parts are added up in `dtype`, which is that of
+    the result; by default, and on one device, at least float32.
+    """
     if jax.sharding.get_abstract_mesh().size > 1:
         rows = tuple(range(x.ndim - 1))  # flattening could mix a sharded batch and length
-        return _dot(x, dy, rows, rows)
+        return _dot(x, dy, rows, rows, dtype)
     transposed = row_major(x.reshape(-1, x.shape[-1]).T)
     return _dot(transposed, dy.reshape(-1, dy.shape[-1]), (1,), (0,))
 
@@ -53,8 +57,14 @@ def row_major(x: Array) -> Array:
     )
 
 
-def _dot(a: Array, b: Array, contract_a: tuple[int, ...], contract_b: tuple[int, ...]) -> Array:
-    dtype = jnp.promote_types(a.dtype, jnp.float32)
+def _dot(
+    a: Array,
+    b: Array,
+    contract_a: tuple[int, ...],
+    contract_b: tuple[int, ...],
+    dtype: jnp.dtype | None = None,
+) -> Array:
+    dtype = dtype or jnp.promote_types(a.dtype, jnp.float32)
     return lax.dot_general(a, b, ((contract_a, contract_b), ((), ())), preferred_element_type=dtype)
 
 
@@ -71,7 +81,7 @@ def _backward(out_dtype: jnp.dtype, saved: tuple[Array, Array], dy: Array):
     x, w = saved
     dy = dy.astype(x.dtype)
     dx = input_gradient(dy, w.astype(x.dtype)).astype(x.dtype)
-    return dx, weight_gradient(x, dy).astype(w.dtype)
+    return dx, weight_gradient(x, dy, jnp.promote_types(x.dtype, w.dtype)).astype(w.dtype)
 
 
 _matmul.defvjp(_forward, _backward)

@@ -2,11 +2,16 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float
 
 from jgpt.kernels.matmul import matmul
 from jgpt.layers.initialization import normal, zeros
 from jgpt.typing import Array
+
+PRODUCT = "product"
+"""Name of every product of a dense map, by which `remat='dots'` knows what to keep. (A policy that
+looks for `dot_general` finds none: it does not see into functions with gradients of their own.)"""
 
 
 class Linear(nn.Module):
@@ -33,7 +38,7 @@ class Linear(nn.Module):
     def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", normal(self.init_std, *self.axes), shape, self.param_dtype)
-        y = matmul(x.astype(self.dtype), kernel)
+        y = checkpoint_name(matmul(x.astype(self.dtype), kernel), PRODUCT)
         if self.use_bias:
             bias = self.param("bias", zeros(self.axes[1]), (self.features,), self.param_dtype)
             y = y + jnp.asarray(bias, self.dtype)

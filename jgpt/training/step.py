@@ -10,6 +10,7 @@ without a single weighted target, whose loss is 0 / 0.
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,7 +23,18 @@ from jgpt.layers.router import router_metrics, update_selection_bias
 from jgpt.objectives import Apply, Objective, ratio
 from jgpt.training.optimizer import schedule
 from jgpt.training.state import TrainState, with_selection_bias
+from jgpt.trees import map_with_path
 from jgpt.typing import Array, Batch, PyTree, RouterStats
+
+TRAVELLING = re.compile(r"^(?!.*router/)(layers|encoder/layers|head).*/kernel$")
+"""Parameters whose gradients travel in `train.gradient_dtype`."""
+
+COMPILER_OPTIONS: dict[str, dict[str, bool]] = {
+    # Weights are gathered by asynchronous collectives, not by loops of products on parts of them:
+    # such a loop sends 17 parts where gathering from 16 chips sends 15, and takes long to compile.
+    "tpu": {"xla_tpu_enable_windowed_einsum_for_all_gather": False},
+}
+"""Of a training step, by platform."""
 
 Metrics = dict[str, Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -57,7 +69,8 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
         loss = functools.partial(_loss_sums, objective, apply, state.selection_bias)
-        gradients, sums = accumulate(loss, state.params, batch, key, config.train.microbatches)
+        weights = in_gradient_dtype(state.params, config.train.gradient_dtype)
+        gradients, sums = accumulate(loss, weights, batch, key, config.train.microbatches)
         gradients = jax.tree.map(lambda g: g / sums.weight, gradients)
         total = sums.objective / sums.weight
         grad_norm = optax.global_norm(gradients)
@@ -115,13 +128,15 @@ def compile_step(
     Args:
         train_step: from `make_train_step`.
         state_shardings: a `TrainState` of shardings (`training.state.state_shardings`).
-        batch_shardings: one sharding for all of a batch, or one per array.
+        batch_shardings: one sharding for all of a batch, or one per array; None for where they are.
     """
+    platform = next(iter(state_shardings.step.device_set)).platform
     return jax.jit(
         train_step,
         in_shardings=(state_shardings, batch_shardings),
         out_shardings=(state_shardings, state_shardings.step),
         donate_argnums=0,
+        compiler_options=COMPILER_OPTIONS.get(platform),
     )
 
 
@@ -146,6 +161,23 @@ def _loss_sums(
 ) -> tuple[Array, _Sums]:
     loss = objective.loss(apply, with_selection_bias(params, selection_bias), batch, key)
     return loss.objective, _Sums(loss.objective, loss.weight, loss.metrics, loss.router)
+
+
+def in_gradient_dtype(params: PyTree, dtype: str) -> PyTree:
+    """`params` with the kernels in the type that their gradients travel in between devices.
+
+    A gradient has the type of what it is taken by, and devices add up their parts in it; the sum
+    is float32 again before anything is done with it. The products use the same numbers either way,
+    being in `model.dtype`. Routers, norms and tables keep their own type, as everything does on one
+    device.
+    """
+    if dtype == "float32" or jax.sharding.get_abstract_mesh().size < 2:
+        return params
+
+    def cast(path: str, leaf: Array) -> Array:
+        return leaf.astype(dtype) if TRAVELLING.search(path) else leaf
+
+    return map_with_path(cast, params)
 
 
 def accumulate(

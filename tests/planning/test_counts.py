@@ -10,6 +10,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jgpt import models
+from jgpt.config import model_from_dict
 from jgpt.planning.activations import saved_bytes
 from jgpt.planning.counts import count
 from jgpt.planning.hlo import parse, trip_count
@@ -225,3 +227,33 @@ def test_counts_add_up():
     before = total.matmul_flops
     total.add(once, 3)
     assert total.matmul_flops == before + 3 * 2 * rows * inner * columns
+
+
+def test_what_each_remat_policy_computes_again():
+    """none nothing, dots no dense map (attention and norms only), full the whole forward pass."""
+    executed = {}
+    for remat in ("none", "dots", "full"):
+        config = model_from_dict(
+            {
+                "vocab_size": 64,
+                "num_layers": 3,
+                "hidden_size": 32,
+                "num_heads": 2,
+                "intermediate_size": 64,
+                "scan_layers": "on",
+                "remat": remat,
+            }
+        )
+
+        def loss(params, inputs, config=config):
+            return models.apply(config, {"params": params}, {"inputs": inputs})[0].sum()
+
+        inputs = jax.ShapeDtypeStruct((2, 16), jnp.int32)
+        step = jax.jit(jax.grad(loss)).lower(models.abstract_params(config), inputs)
+        executed[remat] = count(parse(step.compile().as_text())).matmul_flops
+    maps = 2 * 2 * 16 * 3 * (4 * 32 * 32 + 3 * 32 * 64)
+    attention = executed["dots"] - executed["none"]
+    assert executed["none"] <= executed["dots"] < executed["full"]
+    # The last product of a layer is needed by nothing in its own backward pass.
+    last = 2 * 2 * 16 * 3 * 32 * 64
+    assert executed["full"] == executed["none"] + attention + maps - last

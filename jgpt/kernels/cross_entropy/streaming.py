@@ -350,7 +350,8 @@ def _gradient(
 ) -> Smooth:
     """In the dtypes of what it is the gradient of."""
     totals = static.steps.finish(totals, columns)
-    dhead = reduced_head(static.layout, totals.head)
+    # Rounded before devices add up their parts: a head in bfloat16 asks for half the traffic.
+    dhead = reduced_head(static.layout, totals.head.astype(smooth.head.dtype))
     dbias = None if totals.bias is None else psum(totals.bias, static.layout.summed)
     gradient = Smooth(dhidden, dhead, dbias)
     return jax.tree.map(lambda d, x: d.astype(x.dtype), gradient, smooth)
