@@ -158,9 +158,10 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Of the [B, ...] arrays of a batch: rows over the batch axes, the rest whole."""
-    return NamedSharding(mesh, spec(("batch",)))
+def batch_sharding(mesh: Mesh, rank: int = 2) -> NamedSharding:
+    """Of the arrays [B, S, ...] of a batch, or [B]: rows and their length cut, the rest whole."""
+    cut = math.prod(mesh.shape[axis] for axis in RULES["length"]) > 1
+    return NamedSharding(mesh, spec(("batch", "length")[: rank if cut else 1]))
 
 
 def batch_parts(mesh: Mesh) -> int:
@@ -170,8 +171,7 @@ def batch_parts(mesh: Mesh) -> int:
 
 def device_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """This process's rows of a batch as global device arrays."""
-    sharding = batch_sharding(mesh)
     return {
-        name: jax.make_array_from_process_local_data(sharding, value)
+        name: jax.make_array_from_process_local_data(batch_sharding(mesh, value.ndim), value)
         for name, value in batch.items()
     }

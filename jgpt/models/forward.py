@@ -11,6 +11,7 @@ from jgpt.config import ConfigError, ModelConfig
 from jgpt.kernels.cross_entropy import cross_entropy, token_logps
 from jgpt.kernels.matmul import matmul
 from jgpt.layers.cache import Cache
+from jgpt.models import order
 from jgpt.models.layout import is_scanned, restack
 from jgpt.models.transformer import Aux, Tokens, Transformer
 from jgpt.typing import Array, Batch
@@ -60,6 +61,11 @@ def apply(
     if cache is not None:
         params = restack(params, config, scan=False)
     config = dataclasses.replace(config, scan_layers="on" if is_scanned(params) else "off")
+    devices = 0
+    if cache is None:
+        devices = order.wanted(config, batch, output, training=key is not None)
+    if devices:
+        batch = order.zigzag({**batch, "positions": _positions(batch, None)}, devices)
     collections = {k: v for k, v in variables.items() if k not in ("params", "selection_bias")}
     hidden, (kernel, bias), aux = Transformer(config).apply(
         {"params": params, **collections},
@@ -68,6 +74,7 @@ def apply(
             _positions(batch, cache),
             batch.get("segment_ids"),
             batch.get("token_types"),
+            zigzag=devices,
         ),
         _source(batch) if config.encoder_layers else None,
         batch.get("prefix_lengths"),
@@ -84,7 +91,8 @@ def apply(
     softcap = config.final_softcap
 
     if output == "token_logps":
-        return token_logps(hidden, kernel, batch["targets"], bias=bias, softcap=softcap), aux
+        logps = token_logps(hidden, kernel, batch["targets"], bias=bias, softcap=softcap)
+        return order.rows_own(logps, devices) if devices else logps, aux
     if output == "cross_entropy":
         sums = cross_entropy(
             hidden,

@@ -34,6 +34,7 @@ class Stack(nn.Module):
         prefix_lengths: Array | None = None,
         cache: Cache | None = None,
         source: Source | None = None,
+        zigzag: int = 0,
     ) -> Context:
         """What the layers share; `source` is for the decoder of an encoder-decoder."""
         c = self.config
@@ -42,7 +43,9 @@ class Stack(nn.Module):
         if c.position == "rope":
             rotary = {kind: layer_rotary(c, kind, positions) for kind in kinds}
         return Context(
-            masks={kind: layer_mask(c, kind, segment_ids, prefix_lengths) for kind in kinds},
+            masks={
+                kind: layer_mask(c, kind, segment_ids, prefix_lengths, zigzag) for kind in kinds
+            },
             rotary=rotary,
             bias=self._bias(),
             positions=positions,
@@ -195,6 +198,7 @@ def layer_mask(
     kind: str,
     segment_ids: Array | None,
     prefix_lengths: Array | None,
+    zigzag: int = 0,
 ) -> Mask:
     """What a query of a `global` or `local` layer may see."""
     sparse = config.block_sparse
@@ -206,6 +210,7 @@ def layer_mask(
         num_local_blocks=sparse.num_local_blocks if blocks else 0,
         num_global_blocks=sparse.num_global_blocks if blocks else 0,
         stride=sparse.stride if blocks else 0,
+        zigzag=zigzag,
         prefix_lengths=prefix_lengths,
         q_segment_ids=segment_ids,
         kv_segment_ids=segment_ids,

@@ -18,7 +18,7 @@ from jgpt.layers.positions import LearnedPositions, sinusoids
 from jgpt.layers.residual import dropout
 from jgpt.models.block import STREAM_AXES
 from jgpt.models.stack import Stack, layer_key, stack_stats
-from jgpt.typing import Array, RouterStats
+from jgpt.typing import Array, RouterStats, static
 
 
 @jax.tree_util.register_dataclass
@@ -43,6 +43,8 @@ class Tokens:
     """0 is padding; None when every token counts and belongs to one document."""
     types: Int[Array, "B S"] | None = None
     """Rows of the table of token types; None for type 0."""
+    zigzag: int = static(default=0)
+    """Devices for whose ring the tokens of each row are in zigzag order; 0 for their own order."""
 
 
 class Encoder(Stack):
@@ -88,7 +90,9 @@ class Transformer(Stack):
         embed = Embed(c, name="embedding")
         encoded = self._encode(embed, source, cache, key)
         x = self._embed(embed, tokens, key)
-        context = self.context(tokens.positions, tokens.segment_ids, prefix_lengths, cache, encoded)
+        context = self.context(
+            tokens.positions, tokens.segment_ids, prefix_lengths, cache, encoded, tokens.zigzag
+        )
         x, layer_caches, stats = self.layers(x, context, cache, selection_bias, key)
         x = nn.with_logical_constraint(final_norm(c, x), STREAM_AXES)
         head = Head(c, name="head")(embed.table)

@@ -160,6 +160,12 @@ def _check_rows(config: Config, mesh: jax.sharding.Mesh) -> None:
             f"data.batch_size ({config.data.batch_size}) cannot be cut into {parts} parts "
             "(mesh.data x mesh.fsdp x mesh.expert x train.microbatches); choose a multiple"
         )
+    chunks = 2 * mesh.shape["context"]
+    if chunks > 2 and config.data.sequence_length % chunks:
+        raise ConfigError(
+            f"data.sequence_length ({config.data.sequence_length}) cannot be cut into {chunks} "
+            "chunks (2 x mesh.context); choose a multiple"
+        )
 
 
 def open_tokenizer(config: Config, files: Workdir, corpus: pipeline.Corpus) -> Tokenizer:
@@ -255,10 +261,13 @@ def make_steps(
     if start is not None:
         init = partial(_started, start, initial, model, places)
     step = make_train_step(objective, apply, optimizer, config)
+    # Arrays [B] and [B, S] of a batch have no sharding in common where rows are cut along their
+    # length: each then stays where `device_batch` has put it.
+    of_batch = sharding.batch_sharding(mesh) if mesh.shape["context"] == 1 else None
     return (
         init,
         train_state.abstract_state(shapes, places),
-        compile_step(step, places, sharding.batch_sharding(mesh)),
+        compile_step(step, places, of_batch),
         jax.jit(make_eval_step(apply)),
     )
 

@@ -53,11 +53,21 @@ def supports(q: Array, k: Array, v: Array, mask: Mask, *, dropout: float = 0.0, 
         return "ring attention is for tokens that attend to themselves, not to a cache or a source"
     if mask.zigzag and mask.zigzag != devices:
         return f"the tokens lie in zigzag order for {mask.zigzag} devices, not for {devices}"
-    parts = 2 * devices if mask.zigzag else devices
-    if q.shape[1] % parts:
-        return f"rows of {q.shape[1]} tokens cannot be cut into {parts} parts"
-    rows = _parts(RULES["batch"])
-    return f"{q.shape[0]} rows cannot be cut into {rows} parts" if q.shape[0] % rows else ""
+    return _misfit(*q.shape[:2], 2 * devices if mask.zigzag else devices)
+
+
+def zigzag_devices(rows: int, length: int) -> int:
+    """Devices for which tokens [rows, length] should lie in zigzag order; 0 for the rows' own."""
+    devices = ring_size()
+    return 0 if devices == 1 or _misfit(rows, length, 2 * devices) else devices
+
+
+def _misfit(rows: int, length: int, parts: int) -> str:
+    """Why tokens [rows, length] cannot be cut, each row into `parts`, or ''."""
+    if length % parts:
+        return f"rows of {length} tokens cannot be cut into {parts} parts"
+    share = _parts(RULES["batch"])
+    return f"{rows} rows cannot be cut into {share} parts" if rows % share else ""
 
 
 def _parts(axes: tuple[str, ...]) -> int:
