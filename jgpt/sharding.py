@@ -45,6 +45,10 @@ RULES: dict[str, tuple[str, ...]] = {
 """Logical axis -> the mesh axes that cut it, in order; () is replicated."""
 
 
+PARAMETER_AXES = ("fsdp", "expert", "tensor")
+"""Mesh axes that are there to cut parameters."""
+
+
 def linen_rules() -> list[tuple[str, tuple[str, ...] | None]]:
     """`RULES` in the form that `flax.linen.logical_axis_rules` takes."""
     return [(name, axes or None) for name, axes in RULES.items()]
@@ -134,6 +138,44 @@ def shardings(mesh: Mesh, logical_axes: PyTree, shapes: PyTree) -> PyTree:
     paths = leaves_by_path(shapes)
     assert len(flat) == len(paths)
     return jax.tree.unflatten(tree, [place(path, leaf) for path, leaf in paths.items()])
+
+
+LARGE = 64 * 2**20
+"""Bytes of a parameter from which it must not lie whole on every device of a mesh that cuts."""
+
+
+def check_use(mesh: Mesh, places: PyTree, shapes: PyTree) -> None:
+    """That the mesh does what it is there for.
+
+    Args:
+        mesh: from `make_mesh`.
+        places: from `shardings`.
+        shapes: of the parameters.
+
+    Raises:
+        ConfigError: a mesh axis that cuts no parameter though it is there to, or a large parameter
+            that none of them cuts.
+    """
+    used = {name: set(_cut_by(place)) for name, place in leaves_by_path(places).items()}
+    cutting = [axis for axis in PARAMETER_AXES if mesh.shape[axis] > 1]
+    for axis in cutting:
+        if not any(axis in axes for axes in used.values()):
+            raise ConfigError(
+                f"mesh.{axis} is {mesh.shape[axis]}, but no parameter of this model is cut along "
+                "it; set it to 1, and mesh.data or mesh.fsdp higher"
+            )
+    for name, leaf in leaves_by_path(shapes).items():
+        size = math.prod(leaf.shape) * leaf.dtype.itemsize
+        if cutting and size >= LARGE and not used[name].intersection(cutting):
+            raise ConfigError(
+                f"{name} ({size / 2**20:.0f} MiB) lies whole on every device: none of its axes is "
+                f"cut by mesh.{' or mesh.'.join(cutting)}; set mesh.fsdp above 1"
+            )
+
+
+def _cut_by(place: NamedSharding) -> list[str]:
+    """Mesh axes that cut an array."""
+    return [axis for entry in place.spec for axis in _mesh_axes(entry)]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from jgpt import sharding
-from jgpt.config import ConfigError, MeshConfig
+from jgpt import models, sharding
+from jgpt.config import ConfigError, LatentConfig, MeshConfig, ModelConfig, MoEConfig
 
 
 def test_mesh_fills_the_free_axis_with_the_rest_of_the_devices():
@@ -48,6 +48,49 @@ def test_unknown_axes_and_indivisible_sizes_are_refused():
         sharding.shardings(mesh, {"a": ("embed", "mlp")}, {"a": jnp.zeros((8, 6))})
     with pytest.raises(ValueError, match="axes"):
         sharding.shardings(mesh, {"a": ("embed",)}, {"a": jnp.zeros((8, 6))})
+
+
+def use(mesh, axes, shape, dtype=jnp.float32):
+    mesh = sharding.make_mesh(MeshConfig(**{"data": 1, **mesh}))
+    shapes = {"a": jax.ShapeDtypeStruct(shape, dtype), "small": jax.ShapeDtypeStruct((8,), dtype)}
+    places = sharding.shardings(mesh, {"a": axes, "small": ("embed",)}, shapes)
+    sharding.check_use(mesh, places, shapes)
+
+
+def test_a_mesh_axis_that_cuts_nothing_is_refused_by_name():
+    use({"fsdp": 4, "tensor": 2}, ("embed", "mlp"), (8, 8))
+    use({"data": 8}, ("embed", "mlp"), (8, 8))
+    use({"data": 4, "context": 2}, ("embed", "mlp"), (8, 8))
+    with pytest.raises(ConfigError, match=r"mesh\.expert is 2, but no parameter"):
+        use({"data": 4, "expert": 2}, ("embed", "mlp"), (8, 8))
+
+
+def test_a_large_parameter_that_nothing_cuts_is_refused_by_name():
+    rows = sharding.LARGE // 4
+    use({"data": 8}, ("positions",), (rows,))
+    use({"fsdp": 8}, ("positions",), (rows - 1,))
+    with pytest.raises(ConfigError, match=r"a \(64 MiB\) lies whole on every device.*mesh\.fsdp"):
+        use({"fsdp": 8}, ("positions",), (rows,))
+    use({"fsdp": 8}, ("positions",), (rows,), jnp.bfloat16)
+
+
+def test_every_rule_is_that_of_some_parameter_or_activation():
+    """A logical axis that nothing carries would be a rule without effect."""
+    small = {"vocab_size": 8, "num_layers": 1, "hidden_size": 8, "num_heads": 2}
+    moe = {"ffn_pattern": ("moe",), "moe": MoEConfig(num_experts=2), "attention_sinks": True}
+    heads = {"pooling": "cls", "pooler": "tanh", "num_labels": 2, "token_types": 2}
+    configs = (
+        ModelConfig(**small, **moe, position="learned"),
+        ModelConfig(**small, latent=LatentConfig(kv_rank=4)),
+        ModelConfig(**small, **heads, attention="bidirectional", position="disentangled"),
+    )
+    carried = {"batch", "length", "activation_embed", "layers"}
+    for config in configs:
+        for axes in jax.tree.leaves(
+            models.logical_axes(config), is_leaf=lambda x: type(x) is tuple
+        ):
+            carried.update(axes)
+    assert carried - {None} == set(sharding.RULES)
 
 
 def test_batches_are_cut_along_their_rows():

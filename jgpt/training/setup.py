@@ -25,6 +25,7 @@ from jgpt.tokenizers.report import measure
 from jgpt.training import state as train_state
 from jgpt.training.checkpoints import Checkpoints
 from jgpt.training.metrics import peak_flops
+from jgpt.training.offload import offloaded, on_host
 from jgpt.training.optimizer import make_optimizer
 from jgpt.training.state import TrainState
 from jgpt.training.step import compile_step, make_eval_step, make_train_step
@@ -252,11 +253,12 @@ def make_steps(
     )
     fresh = partial(initial, partial(models.init, model))
     shapes = jax.eval_shape(fresh)
-    places = train_state.state_shardings(
-        shapes,
-        sharding.shardings(mesh, models.logical_axes(model), params),
-        sharding.replicated(mesh),
-    )
+    of_params = sharding.shardings(mesh, models.logical_axes(model), params)
+    sharding.check_use(mesh, of_params, params)
+    places = train_state.state_shardings(shapes, of_params, sharding.replicated(mesh))
+    if config.optimizer.offload:
+        places = dataclasses.replace(places, opt_state=on_host(mesh, places.opt_state))
+        optimizer = offloaded(optimizer, places.opt_state)
     init = jax.jit(fresh, out_shardings=places)
     if start is not None:
         init = partial(_started, start, initial, model, places)

@@ -57,7 +57,7 @@ def model(**moe):
             selection_bias=True,
             num_shared_experts=1,
             backend="reference",
-            **moe,
+            **{"exchange_factor": 8.0, **moe},
         ),
         **options,
     )
@@ -77,7 +77,8 @@ def step(config):
         total = jnp.sum(y * dy) + 3.0 * balance_loss(stats) + 0.5 * z_loss(stats)
         return total, (y, stats)
 
-    return jax.jit(jax.grad(objective, argnums=(0, 1), has_aux=True))
+    gradient = jax.grad(objective, argnums=(0, 1), has_aux=True)
+    return jax.jit(gradient, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @functools.cache
