@@ -221,7 +221,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.dtype = "float32"
     # of the master weights
     c.model.param_dtype = "float32"
-    # recomputed in the backward pass: none; full (all of a block); dots (all but matmuls)
+    # recomputed in the backward pass: none; full (all of a block); dots (all but dense maps and, on TPU, attention)
     c.model.remat = "none"
     # on: one compiled period of layers; off: unrolled; auto: off on CPU only
     c.model.scan_layers = "auto"

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jgpt.config import ModelConfig
+from jgpt.kernels.attention.pallas_tpu import ATTENDED
 from jgpt.layers.attention import Context, Relative
 from jgpt.layers.cache import Cache, KVCache
 from jgpt.layers.cross_attention import Source, cross_mask
@@ -183,7 +184,7 @@ def rematerialised(block: type[nn.Module], config: ModelConfig, *, in_scan: bool
         return block
     policies = {
         "full": None,
-        "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),
+        "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT, ATTENDED),
     }
     return nn.remat(block, policy=policies[config.remat], prevent_cse=not in_scan)
 

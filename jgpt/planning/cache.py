@@ -44,17 +44,17 @@ def key(case: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def load(case: dict[str, Any]) -> dict[str, Any] | None:
-    """What was kept for the case; None where nothing was, or it cannot be read."""
+def load(name: str) -> dict[str, Any] | None:
+    """What was kept under a `key`; None where nothing was, or it cannot be read."""
     try:
-        return json.loads((folder() / f"{key(case)}.json").read_text(encoding="utf-8"))
+        return json.loads((folder() / f"{name}.json").read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError):
         return None
 
 
-def save(case: dict[str, Any], found: dict[str, Any]) -> None:
+def save(name: str, found: dict[str, Any]) -> None:
     """Keeps what was found; a folder that cannot be written costs the next call its time only."""
-    path = folder() / f"{key(case)}.json"
+    path = folder() / f"{name}.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}")

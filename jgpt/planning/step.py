@@ -123,10 +123,11 @@ def make_plan(
         "topology": topology.compiler_name,
         "options": topology.compiler_options,
     }
-    found = None if fresh else cache.load(case)
+    name = cache.key(case)  # of the sources as they are now, not after minutes of compiling
+    found = None if fresh else cache.load(name)
     if found is None:
         found = _compiled(case, timeout)
-        cache.save(case, found)
+        cache.save(name, found)
     return _plan(config, topology, found)
 
 

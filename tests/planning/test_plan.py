@@ -247,6 +247,7 @@ def test_the_command_refuses_in_one_line():
 def test_a_plan_for_real_chips(tmp_path):
     pytest.importorskip("libtpu", reason="the TPU compiler: pip install libtpu")
     overrides = {**MODEL, "hidden_size": 256, "dtype": "bfloat16", "intermediate_size": 512}
+    overrides["remat"] = "dots"
     done = run_command(
         "--config=configs/default.py",
         *(f"--config.model.{name}={value}" for name, value in overrides.items()),
@@ -261,6 +262,8 @@ def test_a_plan_for_real_chips(tmp_path):
     record = json.loads(done.stdout.splitlines()[-1])
     assert record["fits"] and record["pallas_calls"] >= 4, "attention and loss run in our kernels"
     assert record["pallas_flops_per_chip"] > 0
+    kernels = record["pallas_calls_by_kernel"]
+    assert kernels["attention_forward"] == MODEL["num_layers"], "attention is not computed again"
     executed = record["matmul_flops_per_chip"] + record["pallas_flops_per_chip"]
     assert record["model_flops_per_chip"] <= executed < 1.5 * record["model_flops_per_chip"]
     assert 0 < record["memory_bytes_per_chip"]["total"] < 2**30

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AxisType, PartitionSpec
 
 from jgpt.kernels.attention.mask import relative_bucket, row_indices
@@ -52,6 +53,9 @@ OTHER_CHIP = Chip(Blocks(512, 512, (256, 512), (512, 256)), 14 * MIB)
 """For kinds that are not in the table: fits every generation's default."""
 STEPS_BYTES = 512 * 1024
 """What the tables of the walk may take of the scalar memory (1 MiB in every generation)."""
+
+ATTENDED = "attended"
+"""Name of what the forward kernel leaves, by which `remat='dots'` knows to keep it."""
 
 
 def supports(
@@ -310,6 +314,7 @@ def _attend(
 
 def _forward(static: Static, q: Array, k: Array, v: Array, extras: Extras, steps: Steps):
     out, normalizer = forward(static, steps, q, k, v, extras)
+    out, normalizer = (checkpoint_name(x, ATTENDED) for x in (out, normalizer))
     logsumexp = normalizer[:, :, 0] * (1 / LOG2_E)
     logsumexp = jnp.where(normalizer[:, :, 0] <= LOWEST, -jnp.inf, logsumexp)
     return (out, logsumexp), (q, k, v, extras, steps, out, normalizer)
