@@ -11,7 +11,13 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from jgpt.planning import collectives
-from jgpt.planning.hlo import Computation, Instruction, Program, trip_count
+from jgpt.planning.hlo import (
+    Computation,
+    Instruction,
+    Program,
+    is_bounded_by_data,
+    trip_count,
+)
 from jgpt.planning.products import product_flops
 
 DECLARED = re.compile(r'"cost_estimate":(\{[^}]*\})')
@@ -43,6 +49,9 @@ class Counts:
     """sent, by number of chips in the group"""
     hbm_bytes: float = 0.0
     """read and written, estimated: operands and results of what is not fused"""
+    data_loops: int = 0
+    """loops that run as often as the data asks, such as further rounds for uneven loads of experts;
+    not counted"""
     unknown_loops: int = 0
     """loops whose trip count could not be read; counted once"""
 
@@ -78,6 +87,9 @@ def count(program: Program) -> Counts:
         called = instruction.called
         if instruction.op == "while":
             trips = trip_count(program, instruction, computation)
+            if trips is None and is_bounded_by_data(program, instruction):
+                total.data_loops += 1
+                return
             total.unknown_loops += trips is None
             for role in ("body", "condition"):
                 total.add(of(called[role][0], fused), 1 if trips is None else trips)

@@ -151,17 +151,39 @@ def trip_count(program: Program, loop: Instruction, caller: Computation) -> int 
     """
     if known := KNOWN_TRIPS.search(loop.attributes):
         return int(known[1])
+    compared = _compared(program, loop)
+    if compared is None:
+        return None
     condition = program.computations[loop.called["condition"][0]]
     body = program.computations[loop.called["body"][0]]
-    compare = condition.root
-    if compare.op != "compare" or "direction=LT" not in compare.attributes:
-        return None
-    bound = condition.constant(compare.operands[1])
-    index = _tuple_index(condition.operand(compare, 0))
+    bound, index = condition.constant(compared[1].name), _tuple_index(compared[0])
     if bound is None or index is None:
         return None
     start = _first_value(loop, caller, index)
     return max(0, -(-(bound - start) // _increment(body, index)))
+
+
+def is_bounded_by_data(program: Program, loop: Instruction) -> bool:
+    """Whether the loop's bound is a value that the program computes, as in `i < rounds`."""
+    compared = _compared(program, loop)
+    return compared is not None and _tuple_index(compared[1]) is not None
+
+
+def _compared(program: Program, loop: Instruction) -> tuple[Instruction, Instruction] | None:
+    """(index, bound) of the condition `index < bound`; None where it is another."""
+    condition = program.computations[loop.called["condition"][0]]
+    compare, names = condition.root, condition.root.operands
+    if compare.op == "fusion":
+        inner = program.computations[compare.called["calls"][0]]
+        compare = inner.root
+        sources = [inner.operand(compare, position) for position in range(2)]
+        if any(source is None or source.op != "parameter" for source in sources):
+            return None
+        names = [names[int(source.argument_text)] for source in sources]
+    if compare.op != "compare" or "direction=LT" not in compare.attributes:
+        return None
+    index, bound = (condition.instructions.get(name) for name in names)
+    return None if index is None or bound is None else (index, bound)
 
 
 def _tuple_index(instruction: Instruction | None) -> int | None:

@@ -191,6 +191,11 @@ def _plan(config: Config, topology: Topology, found: dict[str, Any]) -> Plan:
         reasons["pallas_flops_per_chip"] = (
             f"{counts['undeclared_calls']} Pallas calls declare no cost and are not counted"
         )
+    if counts["data_loops"]:
+        reasons["data_dependent_loops"] = (
+            f"{counts['data_loops']} loops run as often as the data asks (not at all while "
+            "experts' loads are even); they are not counted"
+        )
     if counts["unknown_loops"]:
         reasons["matmul_flops_per_chip"] = (
             f"{counts['unknown_loops']} loops have no readable trip count and are counted once"

@@ -67,6 +67,15 @@ def test_of_a_conditional_the_costlier_branch_counts():
     assert found.matmul_flops == 2 * 2 * 128 * 256 * 256
 
 
+def test_a_loop_that_the_data_bounds_is_not_counted_and_named():
+    def loop(x, w):
+        rounds = jnp.int32(x[0, 0])
+        return jax.lax.while_loop(lambda c: c[0] < rounds, lambda c: (c[0] + 1, c[1] @ w), (0, x))
+
+    found = count(compiled(loop, (16, 16), (16, 16)))
+    assert (found.data_loops, found.unknown_loops, found.matmul_flops) == (1, 0, 0)
+
+
 @pytest.mark.parametrize(
     ("kind", "spec", "out", "factor"),
     [
