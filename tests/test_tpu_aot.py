@@ -37,8 +37,8 @@ memory = compiled.memory_analysis()
 text = compiled.as_text()
 print(json.dumps({
     "bytes": memory.argument_size_in_bytes + memory.temp_size_in_bytes,
-    "collectives": [n for n in ("all-reduce", "all-gather", "reduce-scatter", "all-to-all")
-                    if f" {n}" in text],
+    "collectives": [n for n in ("all-reduce", "all-gather", "reduce-scatter", "all-to-all",
+                                "collective-permute") if f" {n}" in text],
     "while": " while(" in text,
     "kernels": text.count('custom_call_target="tpu_custom_call"'),
 }))
@@ -65,6 +65,11 @@ CASES = {
         "model": {**MODEL, **MOE, "moe": {**MOE["moe"], "dispatch": "capacity"}},
         "mesh": {"data": 2, "expert": 2},
     },
+    "dense, ring attention": {
+        "model": {**MODEL, "remat": "full"},
+        "mesh": {"data": 1, "fsdp": 4, "context": 4},
+        "topology": "v5e:4x4",
+    },
 }
 
 
@@ -74,7 +79,9 @@ CASES = {
 def test_the_training_step_compiles_for_tpu(name):
     pytest.importorskip("libtpu", reason="the TPU compiler: pip install libtpu")
     data = {"sequence_length": 512, "batch_size": 8, "virtual_shards": 64}
-    case = {"config": {**CASES[name], "data": data}, "topology": "v5e:2x2"}
+    sections = {n: CASES[name][n] for n in ("model", "mesh")}
+    topology = CASES[name].get("topology", "v5e:2x2")
+    case = {"config": {**sections, "data": data}, "topology": topology}
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
@@ -94,4 +101,7 @@ def test_the_training_step_compiles_for_tpu(name):
     assert facts["bytes"] < 2**30
     assert facts["kernels"] >= 2, "attention runs in our kernels, forward and backward"
     assert facts["while"], "scanned layers compile to a loop"
-    assert facts["collectives"], "a step on four chips communicates"
+    assert facts["collectives"], "a step on several chips communicates"
+    if "context" in sections["mesh"]:
+        assert "collective-permute" in facts["collectives"]
+        assert facts["kernels"] >= 4, "keys at home and keys of the others"

@@ -410,7 +410,7 @@ def test_named_backend_says_why_it_cannot(mask, options, reason):
 
 def test_bad_arguments_are_named():
     arrays = inputs(20, 20)
-    with pytest.raises(ValueError, match=r"'flash' is unknown; choose auto or one of pallas"):
+    with pytest.raises(ValueError, match=r"'flash' is unknown; choose auto or one of ring, pallas"):
         attention(mask=Mask(), backend="flash", **arrays)
     with pytest.raises(ValueError, match="do not divide 4 query heads"):
         attention(mask=Mask(), **arrays | {n: normal(1, BATCH, 20, 3, WIDTH) for n in "kv"})

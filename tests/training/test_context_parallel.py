@@ -1,17 +1,19 @@
 """Rows cut over devices: pretraining on packed documents equals one device on every mesh."""
 
+import dataclasses
 import functools
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jgpt import models, sharding
-from jgpt.config import MeshConfig, from_config_dict
+from jgpt.config import ConfigError, MeshConfig, from_config_dict
+from jgpt.models import order
 from jgpt.objectives import make_objective
-from jgpt.training.setup import placed
+from jgpt.training.setup import placed, set_up
+from jgpt.training.workdir import Workdir
 
 ROWS, LENGTH, VOCABULARY = 4, 32, 64
 MODEL = {
@@ -49,10 +51,8 @@ MODELS = {
 }
 
 
-@pytest.fixture
-def quick_jit():
-    """`jax.jit` with a compiler that does not optimise: many small programs, each run once."""
-    return functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+"""With a compiler that does not optimise: many small programs, each run once."""
 
 
 def make_config(**model):
@@ -111,31 +111,86 @@ def worst(got, want):
     return max(jax.tree.leaves(jax.tree.map(error, got, want)))
 
 
-def compare(jit, model, sizes, *, packed):
+@functools.cache
+def on_one_device(config, *, packed):
+    run = loss_and_gradients(config, make_objective(config))
+    batch = make_batch(packed=packed, prefix=config.model.attention == "prefix")
+    return quick_jit(run)(random_params(config.model), batch)
+
+
+def compare(model, sizes, *, packed):
     """The worst relative error over loss and gradients, and the program."""
     config = make_config(**model)
     run = loss_and_gradients(config, make_objective(config))
     batch = make_batch(packed=packed, prefix=config.model.attention == "prefix")
     params = random_params(config.model)
-    want = jit(run)(params, batch)
     count = int(np.prod(list(sizes.values())))
     mesh = sharding.make_mesh(MeshConfig(**{"data": 1, **sizes}), jax.devices()[:count])
     places = sharding.shardings(mesh, models.logical_axes(config.model), params)
     with placed(mesh):
         arguments = jax.device_put(params, places), sharding.device_batch(mesh, batch)
-        compiled = jit(run).lower(*arguments).compile()
+        compiled = quick_jit(run).lower(*arguments).compile()
         got = compiled(*arguments)
-    return worst(got, want), compiled.as_text()
+    return worst(got, on_one_device(config, packed=packed)), compiled.as_text()
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["one document", "packed"])
 @pytest.mark.parametrize("mesh", MESHES)
-def test_loss_and_gradients_are_those_of_one_device(mesh, packed, quick_jit):
-    error, _ = compare(quick_jit, {}, MESHES[mesh], packed=packed)
+def test_loss_and_gradients_are_those_of_one_device(mesh, packed):
+    error, _ = compare({}, MESHES[mesh], packed=packed)
     assert error < 1e-5
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_kind_of_model(name, quick_jit):
-    error, _ = compare(quick_jit, MODELS[name], MESHES["context 4, data 2"], packed=True)
+def test_every_kind_of_model(name):
+    error, _ = compare(MODELS[name], MESHES["context 4, data 2"], packed=True)
     assert error < 1e-5
+
+
+def test_log_probabilities_come_in_the_rows_own_order():
+    config = make_config()
+    batch, params = make_batch(packed=True), random_params(config.model)
+    mesh = sharding.make_mesh(MeshConfig(data=1, context=4), jax.devices()[:4])
+
+    def run(params, batch):
+        return models.apply(config.model, {"params": params}, batch, output="token_logps")[0]
+
+    want = quick_jit(run)(params, batch)
+    with placed(mesh):
+        got = quick_jit(run)(params, sharding.device_batch(mesh, batch))
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_the_order_is_zigzag_where_it_helps_and_only_there():
+    model, batch = make_config().model, make_batch(packed=True)
+
+    def devices(output="cross_entropy", training=True, **changes):
+        return order.wanted(dataclasses.replace(model, **changes), batch, output, training=training)
+
+    assert devices() == 0
+    with placed(sharding.make_mesh(MeshConfig(data=2, context=4))):
+        assert devices() == 4
+        assert devices(output="logits") == 0
+        assert devices(attention="bidirectional") == 0
+        assert devices(attention_backend="blockwise") == 0
+        assert devices(attention_dropout=0.1) == 0
+        assert devices(attention_dropout=0.1, training=False) == 4
+        batch = {n: x[:, :-4] for n, x in batch.items()}
+        assert devices() == 0
+
+
+def test_nothing_but_ids_and_weights_is_gathered_along_rows():
+    _, text = compare({}, {"context": 4}, packed=True)
+    gathers = re.findall(r"= (\w+)\[([\d,]*)\][^=]* all-gather\(", text)
+    shapes = {(kind, tuple(map(int, shape.split(",")))) for kind, shape in gathers}
+    assert shapes <= {("s32", (ROWS, LENGTH)), ("f32", (ROWS, LENGTH))}
+    assert "collective-permute" in text
+    assert "all-to-all" not in text
+
+
+def test_rows_that_cannot_be_cut_are_refused(tmp_path):
+    config = from_config_dict(
+        {"mesh": {"data": 2, "context": 4}, "data": {"sequence_length": 100, "batch_size": 8}}
+    )
+    with pytest.raises(ConfigError, match=r"sequence_length \(100\) cannot be cut into 8 chunks"):
+        set_up(config, Workdir(tmp_path))

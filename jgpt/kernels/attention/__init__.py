@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from jax import lax
 
 from jgpt.kernels.attention import (
     blockwise,
@@ -33,6 +34,8 @@ class Backend(NamedTuple):
     """Takes the same, and says why it cannot; '' where it can."""
     with_logsumexp: Callable[..., tuple[Array, Array]] | None = None
     """Takes the same; None where the log-sum-exp cannot be had."""
+    takes_known: bool = False
+    """Whether it takes `known`, and then computes gradients alone."""
 
 
 def _one_part(*arrays: Array, **options: Any) -> tuple[Array, Array]:
@@ -47,14 +50,14 @@ BACKENDS: dict[str, Backend] = {
         functools.partial(ring.attention_with_logsumexp, attend=_one_part),
     ),
     "pallas_tpu": Backend(
-        pallas_tpu.attention, pallas_tpu.supports, pallas_tpu.attention_with_logsumexp
+        pallas_tpu.attention, pallas_tpu.supports, pallas_tpu.attention_with_logsumexp, True
     ),
     "cudnn": Backend(cudnn.attention, cudnn.supports),
     "pallas_gpu": Backend(
         pallas_gpu.attention, pallas_gpu.supports, pallas_gpu.attention_with_logsumexp
     ),
     "blockwise": Backend(
-        blockwise.attention, blockwise.supports, blockwise.attention_with_logsumexp
+        blockwise.attention, blockwise.supports, blockwise.attention_with_logsumexp, True
     ),
     "xla": Backend(xla.attention, xla.supports),
     "reference": Backend(
@@ -117,6 +120,7 @@ def attention_with_logsumexp(
     softcap: float = 0.0,
     bias: Bias | None = None,
     sinks: Array | None = None,
+    known: tuple[Array, Array] | None = None,
     backend: str = "auto",
 ) -> tuple[Array, Array]:
     """`attention`, and what its softmax divides by, so that results over parts of the keys add up.
@@ -133,6 +137,8 @@ def attention_with_logsumexp(
         softcap: see there.
         bias: see there.
         sinks: see there; to be given with one of the parts alone.
+        known: the result and log-sum-exp over all parts. They are returned as they are, with the
+            gradients that these keys have in them; most backends then compute nothing but those.
         backend: see there.
 
     Returns:
@@ -143,11 +149,18 @@ def attention_with_logsumexp(
         ValueError: as in `attention`.
     """
     options = {"scale": scale, "softcap": softcap, "bias": bias, "sinks": sinks}
-    return _dispatch(backend, True, q, k, v, mask, options)
+    return _dispatch(backend, True, q, k, v, mask, options, known)
 
 
 def _dispatch(
-    backend: str, logsumexp: bool, q: Array, k: Array, v: Array, mask: Mask, options: dict
+    backend: str,
+    logsumexp: bool,
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Mask,
+    options: dict,
+    known: tuple[Array, Array] | None = None,
 ) -> Any:
     _check(q, k, v, mask, options["sinks"])
     if options.get("dropout_key") is None:
@@ -157,7 +170,27 @@ def _dispatch(
         mask = replace(mask, zigzag=0, q_positions=order, kv_positions=order)
     chosen = BACKENDS[_choose(backend, logsumexp, q, k, v, mask, options)]
     function = chosen.with_logsumexp if logsumexp else chosen.attention
-    return function(q, k, v, mask, **options)
+    if known is None:
+        return function(q, k, v, mask, **options)
+    if chosen.takes_known:
+        return function(q, k, v, mask, known=known, **options)
+    return _share_of(known, function(q, k, v, mask, **options))
+
+
+def _share_of(known: tuple[Array, Array], part: tuple[Array, Array]) -> tuple[Array, Array]:
+    """`known` with the gradients that one of the parts it is made of has in it.
+
+    out = sum_i w_i out_i with w_i = exp(l_i - l) and l = log sum_i exp(l_i) change by
+    w_i (d out_i + (out_i - out) d l_i) and w_i d l_i.
+    """
+    (whole, logsumexp), (out, its) = known, part
+    seen = jnp.isfinite(its)
+    share = jnp.where(seen, jnp.exp(jnp.where(seen, lax.stop_gradient(its) - logsumexp, 0)), 0)
+    moved = jnp.where(seen, its - lax.stop_gradient(its), 0)
+    fixed = lax.stop_gradient(out)
+    added = (out - fixed) + moved[..., None] * (fixed - whole)
+    total = whole + (share[..., None] * added).astype(whole.dtype)
+    return total, logsumexp + share * moved
 
 
 def _choose(

@@ -68,6 +68,7 @@ def attention_with_logsumexp(
     sinks: Array | None = None,
     dropout: float = 0.0,
     dropout_key: Array | None = None,
+    known: tuple[Array, Array] | None = None,
     block: int | None = None,
 ) -> tuple[Array, Array]:
     """See `jgpt.kernels.attention`; `block` bounds the queries and keys of one block.
@@ -75,7 +76,7 @@ def attention_with_logsumexp(
     Smaller blocks waste less along the diagonal, larger ones multiply faster: None takes 64 up to
     512 tokens, 128 up to 1024 and 256 above, best or close to it on CPU.
     """
-    batch, queries, heads, width = q.shape
+    batch, queries, heads = q.shape[:3]
     keys, kv_heads = k.shape[1:3]
     dropout = dropout if dropout_key is not None else 0.0
     block = block or _default_block(max(queries, keys))
@@ -85,9 +86,14 @@ def attention_with_logsumexp(
     padded_queries = len(schedule.rows) * schedule.query_block
     padded_keys = len(schedule.columns) * schedule.key_block
     group = heads // kv_heads
-    grouped = _pad(q.reshape(batch, queries, kv_heads, group, width), padded_queries)
+
+    def by_row(x):
+        grouped = _pad(x.reshape(batch, queries, kv_heads, group, -1), padded_queries)
+        rows = padded_queries * group
+        return jnp.moveaxis(grouped, 2, 1).reshape(batch, kv_heads, rows, -1)
+
     smooth = Smooth(
-        q=jnp.moveaxis(grouped, 2, 1).reshape(batch, kv_heads, padded_queries * group, width),
+        q=by_row(q),
         k=jnp.moveaxis(_pad(k, padded_keys), 2, 1),
         v=jnp.moveaxis(_pad(v, padded_keys), 2, 1),
         scale=jnp.asarray(scale, jnp.promote_types(q.dtype, jnp.float32)),
@@ -109,7 +115,10 @@ def attention_with_logsumexp(
         ),
         dropout_key=dropout_key if dropout else None,
     )
-    out, logsumexp = _attend(Static(schedule, keys, group, softcap, dropout), smooth, fixed)
+    if known is not None:
+        known = by_row(known[0]), by_row(known[1])[..., 0]
+    static = Static(schedule, keys, group, softcap, dropout)
+    out, logsumexp = _attend(static, smooth, fixed, known)
 
     def by_token(x):
         x = x.reshape(batch, kv_heads, padded_queries, group, -1)
@@ -187,12 +196,18 @@ def _join(x: Array) -> Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(static: Static, smooth: Smooth, fixed: Fixed) -> tuple[Array, Array]:
-    return _forward(static, smooth, fixed)[0]
+def _attend(
+    static: Static, smooth: Smooth, fixed: Fixed, known: tuple[Array, Array] | None
+) -> tuple[Array, Array]:
+    return _forward(static, smooth, fixed, known)[0]
 
 
-def _forward(static: Static, smooth: Smooth, fixed: Fixed) -> tuple[tuple[Array, Array], Any]:
+def _forward(
+    static: Static, smooth: Smooth, fixed: Fixed, known: tuple[Array, Array] | None
+) -> tuple[tuple[Array, Array], Any]:
     """The result [B, K, R, d] and log-sum-exp [B, K, R], and what the backward pass needs."""
+    if known is not None:
+        return known, (smooth, fixed, known[0], jnp.maximum(known[1], LOWEST))
     schedule = static.schedule
     dtype = jnp.promote_types(smooth.q.dtype, jnp.float32)
     batch, kv_heads = smooth.q.shape[:2]
@@ -229,7 +244,9 @@ def _forward(static: Static, smooth: Smooth, fixed: Fixed) -> tuple[tuple[Array,
     return (out, logsumexp), (smooth, fixed, out, normalizer)
 
 
-def _backward(static: Static, saved: Any, cotangents: tuple[Array, Array]) -> tuple[Smooth, None]:
+def _backward(
+    static: Static, saved: Any, cotangents: tuple[Array, Array]
+) -> tuple[Smooth, None, None]:
     """Gradients, column by column; `ds` are those of scores, before and after softcap and bias."""
     smooth, fixed, out, normalizer = saved
     dout, dlogsumexp = cotangents
@@ -287,7 +304,7 @@ def _backward(static: Static, saved: Any, cotangents: tuple[Array, Array]) -> tu
         bias=jax.tree.map(lambda d, x: d.astype(x.dtype), dbias, smooth.bias),
         sinks=_sinks_gradient(static, smooth.sinks, normalizer, along),
     )
-    return gradient, None
+    return gradient, None, None
 
 
 def _add_bias_gradient(

@@ -171,6 +171,7 @@ class _Inputs:
     bias: Bias | None
     sinks: Array | None
     mask: Mask
+    known: tuple[Array, Array] | None
 
 
 def attention(q: Array, k: Array, v: Array, mask: Mask, **options: Any) -> Array:
@@ -188,6 +189,7 @@ def attention_with_logsumexp(
     softcap: float = 0.0,
     bias: Bias | None = None,
     sinks: Array | None = None,
+    known: tuple[Array, Array] | None = None,
     blocks: Blocks | None = None,
     interpret: Any = False,
     **_,
@@ -203,10 +205,11 @@ def attention_with_logsumexp(
         softcap: see there.
         bias: see there.
         sinks: see there.
+        known: see there.
         blocks: how to cut; None takes the chip's from `CHIPS`.
         interpret: what `pallas_call` takes: True or `pltpu.InterpretParams` run on any device.
     """
-    inputs = _Inputs(q, k, v, jnp.asarray(scale, jnp.float32), bias, sinks, mask)
+    inputs = _Inputs(q, k, v, jnp.asarray(scale, jnp.float32), bias, sinks, mask, known)
     run = functools.partial(_padded, softcap=softcap, blocks=blocks, interpret=interpret)
     cut = _cut(q.shape[0], k.shape[2])
     if not cut.needed:
@@ -221,6 +224,7 @@ def attention_with_logsumexp(
         bias=jax.tree.map(lambda x: PartitionSpec(*[None] * (x.ndim - 1), heads), bias),
         sinks=None if sinks is None else by_head,
         mask=jax.tree.map(lambda x: PartitionSpec(rows), mask),
+        known=jax.tree.map(lambda x: tokens, known),
     )
     outs = tokens, tokens
     return jax.shard_map(run, in_specs=(specs,), out_specs=outs, check_vma=False)(inputs)
@@ -272,7 +276,8 @@ def _padded(
         for x, block in ((q, blocks.queries), (k, blocks.keys), (v, blocks.keys))
     ]
     steps = make_steps(static, extras, _pad_ids(mask.prefix_lengths, 1))
-    out, logsumexp = _attend(static, *arrays, extras, steps)
+    known = jax.tree.map(lambda x: jnp.moveaxis(_pad(x, blocks.queries), 2, 1), inputs.known)
+    out, logsumexp = _attend(static, *arrays, extras, steps, known)
     return jnp.moveaxis(out, 1, 2)[:, :queries], jnp.moveaxis(logsumexp, 1, 2)[:, :queries]
 
 
@@ -306,13 +311,30 @@ def _by_distance(static: Static, bias: RelativeBias) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(
-    static: Static, q: Array, k: Array, v: Array, extras: Extras, steps: Steps
+    static: Static,
+    q: Array,
+    k: Array,
+    v: Array,
+    extras: Extras,
+    steps: Steps,
+    known: tuple[Array, Array] | None,
 ) -> tuple[Array, Array]:
     """The result [B, H, S, u] and its log-sum-exp [B, H, S] float32."""
-    return _forward(static, q, k, v, extras, steps)[0]
+    return _forward(static, q, k, v, extras, steps, known)[0]
 
 
-def _forward(static: Static, q: Array, k: Array, v: Array, extras: Extras, steps: Steps):
+def _forward(
+    static: Static,
+    q: Array,
+    k: Array,
+    v: Array,
+    extras: Extras,
+    steps: Steps,
+    known: tuple[Array, Array] | None,
+):
+    if known is not None:
+        normalizer = jnp.maximum(known[1] * LOG2_E, LOWEST)[:, :, None]
+        return known, (q, k, v, extras, steps, known[0], normalizer)
     out, normalizer = forward(static, steps, q, k, v, extras)
     out, normalizer = (checkpoint_name(x, ATTENDED) for x in (out, normalizer))
     logsumexp = normalizer[:, :, 0] * (1 / LOG2_E)
@@ -340,7 +362,7 @@ def _backward(static: Static, saved: Any, cotangents: tuple[Array, Array]):
         distances=None if extras.distances is None else _turned(got["ddistances"].sum(0)),
     )
     dk = (got["dk"] * extras.scale).astype(k.dtype)
-    return got["dq"].astype(q.dtype), dk, got["dv"].astype(v.dtype), dextras, None
+    return got["dq"].astype(q.dtype), dk, got["dv"].astype(v.dtype), dextras, None, None
 
 
 def _column_spans(

@@ -203,9 +203,6 @@ def _backward(static: Static, saved: Any, cotangents: tuple[Array, Array]) -> tu
     smooth, fixed, out, logsumexp = saved
     dout, dlogsumexp = cotangents
     batch, dtype = smooth.q.shape[0], logsumexp.dtype
-    # A score's gradient is p * (dp - along) from the result and p * dlogsumexp from the other one.
-    along = (dout.astype(dtype) * out.astype(dtype)).sum(-1) - dlogsumexp
-    whole = jnp.where(jnp.isfinite(logsumexp), logsumexp, 0)
 
     def visit(step: Step, tables: list[Array], keys: Any, state: Any) -> Any:
         dq, dkv, dscale, dbias = state
@@ -213,7 +210,7 @@ def _backward(static: Static, saved: Any, cotangents: tuple[Array, Array]) -> tu
         added = jax.tree.map(lambda x: jnp.zeros(x.shape, dtype), dkv)
         for call, table in zip(step.calls, tables):
             pairs = _Pairs(static, call, table, batch)
-            gradient = pairs.gradient(smooth, keys, fixed, whole, along, dout)
+            gradient = pairs.gradient(smooth, keys, fixed, (out, logsumexp), cotangents)
             dq = pairs.add_to_queries(dq, gradient.q)
             added = pairs.add_to_keys(added[0], gradient.k), pairs.add_to_keys(added[1], gradient.v)
             dscale += gradient.scale
@@ -229,6 +226,9 @@ def _backward(static: Static, saved: Any, cotangents: tuple[Array, Array]) -> tu
     dk, dv = _rotate(dkv, -static.ring.last, static.ring.devices)
     dsinks = None
     if smooth.sinks is not None:
+        # A sink's probability takes from what the other probabilities mix.
+        along = (dout.astype(dtype) * out.astype(dtype)).sum(-1) - dlogsumexp
+        whole = jnp.where(jnp.isfinite(logsumexp), logsumexp, 0)
         dsinks = -(jnp.exp(smooth.sinks.astype(dtype) - whole) * along).sum((0, 1))
     gradient = Smooth(dq, dk, dv, dscale, dbias, dsinks)
     return jax.tree.map(lambda g, x: g.astype(x.dtype), gradient, smooth), None
@@ -333,12 +333,14 @@ class _Pairs:
             prefix_lengths=None if prefix is None else jnp.tile(prefix, len(self.table)),
         )
 
-    def _function(self, keys: Any, fixed: Fixed) -> Callable[..., tuple[Array, Array]]:
+    def _function(
+        self, keys: Any, fixed: Fixed, known: tuple[Array, Array] | None = None
+    ) -> Callable[..., tuple[Array, Array]]:
         mask = self._mask(keys[2], fixed)
+        options = {"softcap": self.static.softcap, "known": known}
 
         def attend(q: Array, k: Array, v: Array, scale: Array, bias: Bias | None):
-            options = {"scale": scale, "softcap": self.static.softcap, "bias": bias}
-            return self.static.attend(q, k, v, mask, **options)
+            return self.static.attend(q, k, v, mask, scale=scale, bias=bias, **options)
 
         return attend
 
@@ -351,19 +353,25 @@ class _Pairs:
         return self._function(keys, fixed)(*self._arguments(smooth, keys))
 
     def gradient(
-        self, smooth: Smooth, keys: Any, fixed: Fixed, whole: Array, along: Array, dout: Array
+        self,
+        smooth: Smooth,
+        keys: Any,
+        fixed: Fixed,
+        known: tuple[Array, Array],
+        cotangents: tuple[Array, Array],
     ) -> Smooth:
         """What these pairs add to the gradients; of q, k and v stacked like their results.
 
-        Of the sum over parts, out = sum_i w_i o_i with w_i = exp(l_i - whole), part i has the
-        gradients w_i dout and, as its log-sum-exp goes, w_i (dout . o_i - along).
+        Args:
+            smooth: of the device.
+            keys: those there are.
+            fixed: of the device.
+            known: the result and log-sum-exp over all keys.
+            cotangents: theirs.
         """
-        arguments = self._arguments(smooth, keys)
-        (out, logsumexp), pull = jax.vjp(self._function(keys, fixed), *arguments)
-        whole, along, dout = map(self.queries, (whole, along, dout))
-        share = jnp.exp(logsumexp - whole)
-        dlogsumexp = share * ((dout.astype(share.dtype) * out.astype(share.dtype)).sum(-1) - along)
-        d = pull(((share[..., None] * dout).astype(out.dtype), dlogsumexp))
+        known, cotangents = jax.tree.map(self.queries, (known, cotangents))
+        function = self._function(keys, fixed, known)
+        d = jax.vjp(function, *self._arguments(smooth, keys))[1](cotangents)
         bias = d[4]
         if bias is None and smooth.bias is not None:
             bias = jax.tree.map(jnp.zeros_like, smooth.bias)
