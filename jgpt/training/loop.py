@@ -11,6 +11,8 @@ are fetched.
 
 import errno
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jgpt import sharding
+from jgpt import cluster, sharding
 from jgpt.config import Config
+from jgpt.data import pipeline
 from jgpt.training import report
 from jgpt.training import state as train_state
 from jgpt.training.evaluation import Evaluator
@@ -53,26 +56,37 @@ def run(config: Config, workdir: str | Path, start: Start | None = None) -> dict
     Raises:
         ConfigError, DataError, CheckpointError, TrainingError: one line that says what to change.
         Stopped: after SIGTERM or SIGINT; everything is saved.
+        PeerLost: another process of the run is gone.
     """
     clock = Clock()
     files = Workdir(Path(workdir))
     files.open()
+    cluster.check_shared(files.path)
     with StopRequest() as stop, Display(config.train.steps, jax.process_index() == 0) as display:
         parts = set_up(config, files, start)
         clock.add("setup", clock.total)
         with placed(parts.mesh):
             loop = Loop(parts, clock, display, stop)
-            try:
+            with _closing(loop):
                 return loop.run()
-            except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                    raise
-                raise TrainingError(
-                    f"the disk of {files.path} is full; free some space and run the same command "
-                    "again: it goes on from the newest checkpoint"
-                ) from error
-            finally:
-                loop.close()
+
+
+@contextmanager
+def _closing(loop: "Loop") -> Iterator[None]:
+    """Closes the loop at the end, and says clearly what went wrong on the way."""
+    try:
+        yield
+    except Exception as error:
+        if cluster.is_loss(error):  # and not closed, which would wait for the lost process
+            raise cluster.PeerLost(str(error).strip().splitlines()[0][:200]) from error
+        loop.close()
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise TrainingError(
+                f"the disk of {loop.parts.files.path} is full; free some space and run the same "
+                "command again: it goes on from the newest checkpoint"
+            ) from error
+        raise
+    loop.close()
 
 
 @dataclass
@@ -140,7 +154,7 @@ class Loop:
         with self.clock.part("start"):
             restored = self.parts.checkpoints.restore_latest(self.parts.abstract, self.config)
             if restored:
-                self.batches.set_state(restored.data_state)
+                self.batches.set_state(pipeline.merge_states(restored.data_states))
                 state, first = restored.state, restored.step
                 self.saved = first
             else:
@@ -206,6 +220,10 @@ class Loop:
         waited = time.monotonic() - start
         self.clock.add("data wait", waited)
         self.waited += waited
+        if self.config.data.epochs and batch is not None and self.parts.several:
+            # Alone, the pipeline ends by itself; of several, each sees its own rows only.
+            over = self.batches.exhausted and not batch["loss_weights"].any()
+            batch = batch if cluster.processes_without(over) else None
         return None if batch is None else sharding.device_batch(self.parts.mesh, batch)
 
     def _prepare(self, state: TrainState, batch: Batch, at: int) -> list[Batch]:

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from jgpt import models, sharding
+from jgpt import cluster, models, sharding
 from jgpt.config import Config, ConfigError, ModelConfig, TokenizerConfig, to_dict
 from jgpt.data import pipeline
 from jgpt.data.store import cache_folder
@@ -72,6 +72,11 @@ class Run:
         return jax.process_index() == 0
 
     @property
+    def several(self) -> bool:
+        """Whether processes give different rows of a batch."""
+        return sharding.row_share(self.mesh)[1] > 1
+
+    @property
     def peak_flops(self) -> float | None:
         """FLOP/s of all devices at their best; None where it is not known."""
         peak = self.facts["device"]["peak_flops"]
@@ -83,14 +88,13 @@ class Run:
             self.corpus,
             self.tokenizer,
             self.config.data,
-            jax.process_index(),
-            jax.process_count(),
+            *sharding.row_share(self.mesh),
         )
 
     @cached_property
     def validation_batches(self) -> list[dict[str, np.ndarray]]:
         """This process's rows of the validation batches."""
-        return self._validation(jax.process_index(), jax.process_count())
+        return self._validation(*sharding.row_share(self.mesh))
 
     def all_training_batches(self) -> pipeline.BatchIterator:
         """All rows of the training batches, from the start."""
@@ -98,7 +102,8 @@ class Run:
 
     def all_validation_batches(self) -> list[dict[str, np.ndarray]]:
         """All rows of the validation batches."""
-        return self.validation_batches if jax.process_count() == 1 else self._validation(0, 1)
+        whole = sharding.row_share(self.mesh) == (0, 1)
+        return self.validation_batches if whole else self._validation(0, 1)
 
     def _validation(self, index: int, count: int) -> list[dict[str, np.ndarray]]:
         data = self.config.data
@@ -175,16 +180,18 @@ def open_tokenizer(config: Config, files: Workdir, corpus: pipeline.Corpus) -> T
     Raises:
         ConfigError: the workdir's tokenizer was made with other settings.
     """
-    saved = read_json(files.tokenizer_settings)
-    if saved is not None:
-        _check_tokenizer_settings(saved, config.tokenizer)
-        return load(files.tokenizer)
-    cache = cache_folder(config.data.cache)
-    tokenizer = build(config.tokenizer, corpus.training_texts, str(cache))
-    if jax.process_index() == 0:
+    kept = cluster.first_says(files.tokenizer_settings.exists())
+    tokenizer = None
+    if not kept and jax.process_index() == 0:
+        cache = cache_folder(config.data.cache)
+        tokenizer = build(config.tokenizer, corpus.training_texts, str(cache))
         tokenizer.save(files.tokenizer)
         # Last: where these are, the tokenizer is complete.
         write_json(files.tokenizer_settings, dataclasses.asdict(config.tokenizer))
+    cluster.barrier("tokenizer")
+    if tokenizer is None:
+        _check_tokenizer_settings(read_json(files.tokenizer_settings), config.tokenizer)
+        tokenizer = load(files.tokenizer)
     return tokenizer
 
 

@@ -22,8 +22,8 @@ class Stopped(Exception):
 class StopRequest:
     """Notes SIGTERM and SIGINT while it is entered; the second one ends the process at once.
 
-    With several processes it leaves SIGTERM to JAX's coordination service, which makes all of them
-    stop after the same step.
+    With several processes JAX's coordination service has SIGTERM: it makes all of them stop after
+    the same step, whichever was asked. SIGINT is handed on to it as SIGTERM.
     """
 
     def __init__(self):
@@ -31,9 +31,12 @@ class StopRequest:
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "StopRequest":
-        if jax.process_count() == 1:
-            for signum in (signal.SIGTERM, signal.SIGINT):
-                self._before[signum] = signal.signal(signum, self._note)
+        if jax.process_count() > 1:
+            handlers = {signal.SIGINT: _as_termination}
+        else:
+            handlers = {signal.SIGTERM: self._note, signal.SIGINT: self._note}
+        for signum, handler in handlers.items():
+            self._before[signum] = signal.signal(signum, handler)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -50,3 +53,7 @@ class StopRequest:
         if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
             self.signum = int(signal.SIGTERM)
         return self.signum != 0
+
+
+def _as_termination(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -103,7 +103,7 @@ def workdir(two_saved, tmp_path):
 def test_a_state_comes_back_bit_for_bit(workdir):
     restored = restore(workdir)
     assert restored.step == 20 and restored.notes == ()
-    assert restored.data_state == {"position": [20, "あ"]}
+    assert restored.data_states == ({"position": [20, "あ"]},)
     assert from_config_dict(restored.config) == CONFIG
     assert_trees_equal(restored.state, random_state(20))
 
@@ -457,19 +457,6 @@ def nested_without_empties(tree):
     return {k: {n: v for n, v in d.items() if not isinstance(v, dict)} for k, d in tree.items()}
 
 
-def test_data_states_of_processes_are_united():
-    parts = [
-        {"step": 3, "shards": {"0": [1], "2": [5]}},
-        {"step": 3, "shards": {"1": [7], "3": [9]}},
-    ]
-    assert module.merged_data_state(parts, 3) == {
-        "step": 3,
-        "shards": {"0": [1], "1": [7], "2": [5], "3": [9]},
-    }
-    with pytest.raises(CheckpointError, match="contradict"):
-        module.merged_data_state([{"step": 3}, {"step": 4}], 3)
-
-
 # --- disks and signals --------------------------------------------------------------------------
 
 
@@ -558,7 +545,7 @@ def test_killed_while_writing_the_newest_complete_one_is_found(tmp_path):
         saving = int(rest[-1]) if rest else saving
         restored = restore(tmp_path, random_state(0, width=20_000))
         assert restored.step in (saving - 1, saving, saving + 1)
-        assert restored.data_state == {"at": restored.step}
+        assert restored.data_states == ({"at": restored.step},)
         assert_trees_equal(restored.state, random_state(restored.step, width=20_000))
         first = restored.step + 1
 
