@@ -347,3 +347,19 @@ def test_a_part_of_a_known_whole_has_its_share_of_the_gradients(backend, quick_j
     second, found = gradients(functions[backend], slice(half, LENGTH), known=whole)
     assert worst(jax.tree.map(jnp.add, first, second), want) < 1e-5
     assert worst(found, whole) == 0
+
+
+def test_a_device_needs_no_more_memory_for_a_longer_row_on_more_devices(quick_jit):
+    def loss(q, k, v):
+        return (attention(q, k, v, Mask(zigzag=q.shape[1] // 64), scale=0.4) ** 2).sum()
+
+    def memory(devices):
+        mesh = make_mesh(context=devices)
+        tokens = NamedSharding(mesh, PartitionSpec(None, "context"))
+        shape = (1, 64 * devices, 2, WIDTH)
+        array = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=tokens)
+        with jax.set_mesh(mesh):
+            program = quick_jit(jax.grad(loss, (0, 1, 2))).lower(array, array, array).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    assert memory(8) < 1.1 * memory(4)
