@@ -1,5 +1,10 @@
 """Who the processes of a run are, from the environment; which rows each of them gives."""
 
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from jgpt import sharding
@@ -105,3 +110,46 @@ def test_rows_that_two_processes_share_in_part_are_refused():
 
 def test_one_process_gives_all_rows():
     assert sharding.row_share(sharding.make_mesh(MeshConfig(fsdp=4, tensor=2))) == (0, 1)
+
+
+SUPERVISED = """
+import os, sys, time
+from pathlib import Path
+from jgpt.cluster import Supervisor
+Supervisor(Path(sys.argv[1])).start()
+print(os.getpid(), flush=True)
+exec(sys.argv[2])
+"""
+
+
+def supervised(folder: Path, body: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", SUPERVISED, str(folder), body],
+        cwd=Path(__file__).parents[1],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(
+    "body, status", [("os.abort()", 75), ("sys.exit(3)", 3), ("os.kill(os.getpid(), 9)", 137)]
+)
+def test_an_abort_becomes_one_line_and_a_status_and_others_stay(tmp_path, body, status):
+    process = supervised(tmp_path, body)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == status
+    said = [line for line in errors.splitlines() if line.startswith("error: another process")]
+    assert len(said) == (status == 75), errors
+
+
+def test_a_signal_to_the_parent_reaches_the_child_and_its_death_ends_the_child(tmp_path):
+    asked = supervised(tmp_path, "time.sleep(60)")
+    asked.stdout.readline()
+    asked.send_signal(signal.SIGTERM)
+    assert asked.wait(20) == 128 + signal.SIGTERM
+
+    killed = supervised(tmp_path, "time.sleep(60)")
+    killed.stdout.readline()
+    killed.kill()
+    killed.communicate(timeout=20)  # the child holds standard output open as long as it lives
