@@ -1,7 +1,7 @@
 """Mixtral 8x7B (Jiang et al. 2024): 32 layers, 8 experts of which 2 per token, 46.7e9 parameters.
 
 python -m jgpt.main --config=configs/mixtral_8x7b.py --config.data.sources='jsonl:/data/*.jsonl.zst'
-"""  # noqa: E501
+"""
 
 from configs import default
 

@@ -33,6 +33,12 @@ CASES = {
         {"model.remat": "dots", "data.batch_size": 256},
         DENSE_64,
     ),
+    "dense v5e-64, data 4 x fsdp 16, remat dots": (
+        "llama_1b",
+        "v5e-64",
+        {"model.remat": "dots", "data.batch_size": 256, "mesh.data": 4, "mesh.fsdp": 16},
+        DENSE_64,
+    ),
     "moe v5e-16, fsdp 4 x expert 4": ("moe_8x", "v5e-16", {}, MOE_16),
     "moe v5e-64, fsdp 8 x expert 8": (
         "moe_8x",
