@@ -1,5 +1,6 @@
 import jax
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh
 
 
 @pytest.fixture
@@ -23,3 +24,12 @@ def quick_jit():
     options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
     options = {name: value for name, value in options.items() if _accepted({name: value})}
     return lambda function: jax.jit(function, compiler_options=options)
+
+
+@pytest.fixture
+def for_an_h100():
+    """Inside, programs are lowered for that GPU, whether or not there is one."""
+    device = AbstractDevice("NVIDIA H100 80GB HBM3", None, "gpu")
+    mesh = AbstractMesh((1,), ("one",), abstract_device=device)
+    with jax.sharding.use_abstract_mesh(mesh):
+        yield

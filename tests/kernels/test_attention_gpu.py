@@ -339,7 +339,7 @@ LOWERED = {
 
 
 @pytest.mark.parametrize("name", LOWERED)
-def test_both_passes_lower_for_cuda(name):
+def test_both_passes_lower_for_cuda(name, for_an_h100):
     """Without a GPU or its plugin: the kernels become Triton programs, three of them."""
     shape, mask, options = LOWERED[name]
     queries, keys, width = shape["queries"], shape["keys"], shape.get("width", 64)

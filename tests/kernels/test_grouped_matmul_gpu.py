@@ -144,7 +144,7 @@ def test_reasons_are_given(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_products_lower_for_cuda(dtype):
+def test_products_lower_for_cuda(dtype, for_an_h100):
     """Without a GPU or its plugin: every kernel becomes a Triton program."""
 
     def run(x, w_gate, w_up, dh, sizes):
