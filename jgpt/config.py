@@ -233,8 +233,8 @@ class ModelConfig:
     param_dtype: str = setting("float32", "of the master weights", ("float32", "bfloat16"))
     remat: str = setting(
         "none",
-        "recomputed in the backward pass: none; full (all of a block); dots (all but dense maps and, "
-        "on TPU, attention)",
+        "recomputed in the backward pass: none; full (all of a block); dots (all but dense maps "
+        "and, on TPU, attention)",
         ("none", "full", "dots"),
     )
     scan_layers: str = setting(
