@@ -1,7 +1,5 @@
 """What kernels need to know of NVIDIA GPUs, by the name that the driver gives them."""
 
-import jax
-
 KIB = 1024
 PREFIX = "NVIDIA"
 SHARED_MEMORY = (
@@ -12,12 +10,6 @@ SHARED_MEMORY = (
 "Technical Specifications per Compute Capability": 9.0, 10.0 and 8.0)."""
 OTHER_SHARED_MEMORY = 99 * KIB
 """Of the rest from compute capability 8.6 on: workstation, inference and consumer cards."""
-
-
-def device_kind() -> str:
-    """Of the devices that the program is for: those of the mesh that is set, else the default."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return device.device_kind if device is not None else jax.devices()[0].device_kind
 
 
 def shared_memory(kind: str) -> int:

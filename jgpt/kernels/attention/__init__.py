@@ -19,6 +19,7 @@ from jgpt.kernels.attention import (
     xla,
 )
 from jgpt.kernels.attention.ring_schedule import zigzag_order
+from jgpt.kernels.device import device_kind
 from jgpt.typing import Array, Bias, Mask
 
 log = logging.getLogger(__name__)
@@ -227,7 +228,7 @@ def _choose(
 
 @functools.cache
 def _log_once(name: str, why: str) -> None:
-    log.info("attention backend: %s on %s (%s)", name, pallas_tpu.device_kind(), why)
+    log.info("attention backend: %s on %s (%s)", name, device_kind(), why)
 
 
 def _check(q: Array, k: Array, v: Array, mask: Mask, sinks: Array | None) -> None:

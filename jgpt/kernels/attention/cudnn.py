@@ -9,7 +9,8 @@ to do. Its backward pass sums dq with atomics: two runs may differ in the last b
 import jax
 import jax.numpy as jnp
 
-from jgpt.kernels.nvidia import PREFIX, device_kind
+from jgpt.kernels.device import device_kind
+from jgpt.kernels.nvidia import PREFIX
 from jgpt.typing import Array, Bias, Mask
 
 

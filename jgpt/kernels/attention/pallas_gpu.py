@@ -10,15 +10,15 @@ generation and whole tiles (docs/kernels.md).
 """
 
 import functools
-import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 
+from jgpt.kernels.attention.over_mesh import cut
 from jgpt.kernels.attention.pallas_gpu_calls import (
     Extras,
     backward_keys,
@@ -27,8 +27,8 @@ from jgpt.kernels.attention.pallas_gpu_calls import (
 )
 from jgpt.kernels.attention.pallas_gpu_kernels import LOG2_E, LOWEST, Static
 from jgpt.kernels.attention.pallas_gpu_walk import Tile
-from jgpt.kernels.nvidia import KIB, PREFIX, device_kind, shared_memory
-from jgpt.sharding import RULES
+from jgpt.kernels.device import device_kind
+from jgpt.kernels.nvidia import KIB, PREFIX, shared_memory
 from jgpt.typing import AlibiBias, Array, Bias, Mask, RelativeBias
 
 
@@ -87,7 +87,7 @@ def supports(
     widest = max(q.shape[3], v.shape[3])
     if widest > MOST_WIDTH:
         return f"the Pallas GPU kernel takes heads of width {MOST_WIDTH} at most, not {widest}"
-    return _cut(q.shape[0], k.shape[2]).reason
+    return cut("the Pallas GPU kernel", q.shape[0], k.shape[2]).reason
 
 
 def choose_tiles(kind: str, dtype: jax.typing.DTypeLike, width: int) -> Tiles:
@@ -101,40 +101,6 @@ def choose_tiles(kind: str, dtype: jax.typing.DTypeLike, width: int) -> Tiles:
     row = [jnp.dtype(dtype).itemsize, max(64, pl.next_power_of_2(width))]
     sizes = [memory for memory, *rest in TILES if rest == row and memory <= shared_memory(kind)]
     return TILES[max(sizes), *row]
-
-
-class Cut(NamedTuple):
-    """How rows and heads lie on the mesh that is set."""
-
-    batch: tuple[str, ...] = ()
-    heads: tuple[str, ...] = ()
-    needed: bool = False
-    reason: str = ""
-    """Why they cannot lie there."""
-
-
-def _cut(batch: int, kv_heads: int) -> Cut:
-    """Batch rows and heads over the axes that `RULES` names; kernels cannot be cut by themselves.
-
-    Nothing to do without a mesh, on one device, or where a `shard_map` has cut already.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    sizes = {name: size for name, size in mesh.shape.items() if size > 1}
-    manual = [n for n in sizes if mesh._name_to_type[n] == AxisType.Manual]
-    if not sizes or len(manual) == len(sizes):
-        return Cut()
-    if manual:
-        return Cut(reason=f"the Pallas GPU kernel cannot be cut where {manual} are cut already")
-    rows = tuple(n for n in RULES["batch"] if n in sizes)
-    heads = tuple(n for n in RULES["heads"] if n in sizes)
-    other = set(sizes) - {*rows, *heads}
-    if other:
-        return Cut(reason=f"the Pallas GPU kernel is not cut over {sorted(other)}")
-    for what, size, axes in (("rows", batch, rows), ("key/value heads", kv_heads, heads)):
-        parts = math.prod(sizes[n] for n in axes)
-        if size % parts:
-            return Cut(reason=f"{size} {what} cannot be cut into {parts} for the Pallas GPU kernel")
-    return Cut(rows, heads, True)
 
 
 @jax.tree_util.register_dataclass
@@ -188,10 +154,10 @@ def attention_with_logsumexp(
     """
     inputs = _Inputs(q, k, v, jnp.asarray(scale, jnp.float32), bias, sinks, mask)
     run = functools.partial(_on_one_device, softcap=softcap, tiles=tiles, interpret=interpret)
-    cut = _cut(q.shape[0], k.shape[2])
-    if not cut.needed:
+    lies = cut("the Pallas GPU kernel", q.shape[0], k.shape[2])
+    if not lies.needed:
         return run(inputs)
-    rows, heads = cut.batch or None, cut.heads or None
+    rows, heads = lies.batch or None, lies.heads or None
     tokens, by_head = PartitionSpec(rows, None, heads), PartitionSpec(heads)
     specs = _Inputs(
         q=tokens,

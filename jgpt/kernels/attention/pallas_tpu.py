@@ -7,16 +7,16 @@ whole blocks, and widths are left as they are.
 """
 
 import functools
-import math
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from jgpt.kernels.attention.mask import relative_bucket, row_indices
+from jgpt.kernels.attention.over_mesh import cut
 from jgpt.kernels.attention.pallas_tpu_block import LANES, LOG2_E, LOWEST
 from jgpt.kernels.attention.pallas_tpu_calls import backward, forward
 from jgpt.kernels.attention.pallas_tpu_steps import (
@@ -28,7 +28,7 @@ from jgpt.kernels.attention.pallas_tpu_steps import (
     spans,
 )
 from jgpt.kernels.attention.schedule import make_schedule
-from jgpt.sharding import RULES
+from jgpt.kernels.device import device_kind
 from jgpt.typing import AlibiBias, Array, Bias, Mask, RelativeBias
 
 MIB = 2**20
@@ -86,18 +86,12 @@ def supports(
     tables = q.shape[0] if explicit or _changes(mask) else 1
     if 4 * steps * (1 + 2 * tables) > STEPS_BYTES:
         return f"the Pallas TPU kernel's tables have no room for {steps} blocks of {tables} rows"
-    return _cut(q.shape[0], k.shape[2]).reason
+    return cut("the Pallas TPU kernel", q.shape[0], k.shape[2]).reason
 
 
 def _changes(mask: Mask) -> bool:
     """Whether the blocks to compute differ by batch row."""
     return mask.q_segment_ids is not None or mask.prefix_lengths is not None
-
-
-def device_kind() -> str:
-    """Of the devices that the program is for: those of the mesh that is set, else the default."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return device.device_kind if device is not None else jax.devices()[0].device_kind
 
 
 def _chip(kind: str) -> Chip:
@@ -114,40 +108,6 @@ def longest(chip: Chip, width: int, value_width: int) -> int:
 
 def _up(size: int, step: int) -> int:
     return -(-size // step) * step
-
-
-class Cut(NamedTuple):
-    """How rows and heads lie on the mesh that is set."""
-
-    batch: tuple[str, ...] = ()
-    heads: tuple[str, ...] = ()
-    needed: bool = False
-    reason: str = ""
-    """Why they cannot lie there."""
-
-
-def _cut(batch: int, kv_heads: int) -> Cut:
-    """Batch rows and heads over the axes that `RULES` names; kernels cannot be cut by themselves.
-
-    Nothing to do without a mesh, on one device, or where a `shard_map` has cut already.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    sizes = {name: size for name, size in mesh.shape.items() if size > 1}
-    manual = [n for n in sizes if mesh._name_to_type[n] == AxisType.Manual]
-    if not sizes or len(manual) == len(sizes):
-        return Cut()
-    if manual:
-        return Cut(reason=f"the Pallas TPU kernel cannot be cut where {manual} are cut already")
-    rows = tuple(n for n in RULES["batch"] if n in sizes)
-    heads = tuple(n for n in RULES["heads"] if n in sizes)
-    other = set(sizes) - {*rows, *heads}
-    if other:
-        return Cut(reason=f"the Pallas TPU kernel is not cut over {sorted(other)}")
-    for what, size, axes in (("rows", batch, rows), ("key/value heads", kv_heads, heads)):
-        parts = math.prod(sizes[n] for n in axes)
-        if size % parts:
-            return Cut(reason=f"{size} {what} cannot be cut into {parts} for the Pallas TPU kernel")
-    return Cut(rows, heads, True)
 
 
 MASK_ARRAYS = (
@@ -211,10 +171,10 @@ def attention_with_logsumexp(
     """
     inputs = _Inputs(q, k, v, jnp.asarray(scale, jnp.float32), bias, sinks, mask, known)
     run = functools.partial(_padded, softcap=softcap, blocks=blocks, interpret=interpret)
-    cut = _cut(q.shape[0], k.shape[2])
-    if not cut.needed:
+    lies = cut("the Pallas TPU kernel", q.shape[0], k.shape[2])
+    if not lies.needed:
         return run(inputs)
-    rows, heads = cut.batch or None, cut.heads or None
+    rows, heads = lies.batch or None, lies.heads or None
     tokens, by_head = PartitionSpec(rows, None, heads), PartitionSpec(heads)
     specs = _Inputs(
         q=tokens,

@@ -20,7 +20,6 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from jgpt.kernels.attention.pallas_tpu import device_kind
 from jgpt.kernels.cross_entropy import streaming
 from jgpt.kernels.cross_entropy.layout import find_layout
 from jgpt.kernels.cross_entropy.pallas_tpu_kernels import (
@@ -30,6 +29,7 @@ from jgpt.kernels.cross_entropy.pallas_tpu_kernels import (
     scores_kernel,
 )
 from jgpt.kernels.cross_entropy.streaming import Figures, Rows, Totals
+from jgpt.kernels.device import device_kind
 from jgpt.typing import Array, CrossEntropy
 
 MIB = 2**20

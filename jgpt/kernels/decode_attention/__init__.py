@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable
 from typing import NamedTuple
 
-from jgpt.kernels.attention.pallas_tpu import device_kind
 from jgpt.kernels.decode_attention import blockwise, pallas_tpu, reference
 from jgpt.kernels.decode_attention.stored import (
     Pages,
@@ -21,6 +20,7 @@ from jgpt.kernels.decode_attention.stored import (
     quantise,
     write,
 )
+from jgpt.kernels.device import device_kind
 from jgpt.typing import Array, Bias, Mask
 
 __all__ = [

@@ -22,9 +22,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType
 
-from jgpt.kernels.attention.pallas_tpu import device_kind
 from jgpt.kernels.attention.pallas_tpu_kernels import FORBIDDEN, LANES, LOG2_E, LOWEST
 from jgpt.kernels.decode_attention.stored import Slots, Stored, num_slots
+from jgpt.kernels.device import device_kind
 from jgpt.typing import AlibiBias, Array, Bias, Mask
 
 SUBLANES = 8

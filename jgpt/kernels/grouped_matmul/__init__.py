@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import jax
 
+from jgpt.kernels.device import device_platform
 from jgpt.kernels.grouped_matmul import blockwise, gated, pallas_gpu, pallas_tpu, ragged, reference
 from jgpt.kernels.grouped_matmul.gated import ACTIVATIONS
 from jgpt.typing import Array
@@ -147,12 +148,6 @@ def choose(backend: str, x: Array, w: Array) -> str:
     if reason:
         raise ValueError(f"grouped_matmul backend {backend!r} cannot run: {reason}; choose auto")
     return backend
-
-
-def device_platform() -> str:
-    """Of the devices that the program is for: those of the mesh that is set, else the default."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return device.platform if device is not None else jax.default_backend()
 
 
 @functools.cache

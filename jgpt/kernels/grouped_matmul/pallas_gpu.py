@@ -13,13 +13,14 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
+from jgpt.kernels.device import device_kind
 from jgpt.kernels.grouped_matmul import gated as plain
 from jgpt.kernels.grouped_matmul.pallas_gpu_kernels import (
     Tile,
     products,
     transposed_product,
 )
-from jgpt.kernels.nvidia import KIB, PREFIX, device_kind, shared_memory
+from jgpt.kernels.nvidia import KIB, PREFIX, shared_memory
 from jgpt.typing import Array
 
 MOST_ROWS = 128

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
+from jgpt.kernels.device import device_kind
 from jgpt.kernels.grouped_matmul.gated import gated as gate_and_up
 from jgpt.kernels.grouped_matmul.gated import gated_gradients
 from jgpt.kernels.grouped_matmul.pallas_tpu_calls import (
@@ -54,9 +55,7 @@ def supports(platform: str, x: Array, w: Array) -> str:
 
 def _chip() -> Chip:
     """The generation that the program is for: that of the mesh that is set, else the default."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    kind = device.device_kind if device is not None else jax.devices()[0].device_kind
-    return CHIPS.get(kind, OTHER_CHIP)
+    return CHIPS.get(device_kind(), OTHER_CHIP)
 
 
 def _axes(num_rows: int) -> tuple[dict[str, int], str]:

@@ -16,7 +16,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from jgpt.kernels.attention.pallas_tpu import device_kind
+from jgpt.kernels.device import device_kind
 from jgpt.kernels.nf4_matmul.format import BLOCK, LEVELS, Nf4, whole_scales
 from jgpt.typing import Array
 

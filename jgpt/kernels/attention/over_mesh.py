@@ -1,0 +1,41 @@
+"""How an attention kernel lies on the mesh that is set: the compiler cannot cut a kernel itself."""
+
+import math
+from typing import NamedTuple
+
+import jax
+from jax.sharding import AxisType
+
+from jgpt.sharding import RULES
+
+
+class Cut(NamedTuple):
+    """Mesh axes of batch rows and of heads."""
+
+    batch: tuple[str, ...] = ()
+    heads: tuple[str, ...] = ()
+    needed: bool = False
+    reason: str = ""
+    """Why they cannot lie there."""
+
+
+def cut(kernel: str, batch: int, kv_heads: int) -> Cut:
+    """Batch rows and heads over the axes that `RULES` names; nothing to do without a mesh, on one
+    device, or where a `shard_map` has cut already. `kernel` is named in reasons."""
+    mesh = jax.sharding.get_abstract_mesh()
+    sizes = {name: size for name, size in mesh.shape.items() if size > 1}
+    manual = [n for n in sizes if mesh._name_to_type[n] == AxisType.Manual]
+    if not sizes or len(manual) == len(sizes):
+        return Cut()
+    if manual:
+        return Cut(reason=f"{kernel} cannot be cut where {manual} are cut already")
+    rows = tuple(n for n in RULES["batch"] if n in sizes)
+    heads = tuple(n for n in RULES["heads"] if n in sizes)
+    other = set(sizes) - {*rows, *heads}
+    if other:
+        return Cut(reason=f"{kernel} is not cut over {sorted(other)}")
+    for what, size, axes in (("rows", batch, rows), ("key/value heads", kv_heads, heads)):
+        parts = math.prod(sizes[n] for n in axes)
+        if size % parts:
+            return Cut(reason=f"{size} {what} cannot be cut into {parts} for {kernel}")
+    return Cut(rows, heads, True)
