@@ -175,7 +175,7 @@ def allowed_pairs(mask, queries, keys):
     return np.broadcast_to(seen, (2, queries, keys))
 
 
-@settings(max_examples=40, **QUICK)
+@settings(max_examples=12, **QUICK)
 @given(
     structure=MASKS,
     queries=st.sampled_from([1, 17, 40]),

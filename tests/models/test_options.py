@@ -127,6 +127,8 @@ FORM_ONLY = {
     "moe.dispatch": "the same values where nothing is dropped",
     "moe.fused": "the same values in one kernel",
     "moe.backend": "the same values by another kernel",
+    "moe.exchange": "read on a mesh (tests/layers/test_moe_parallel.py)",
+    "moe.exchange_factor": "read on a mesh (tests/layers/test_moe_parallel.py)",
     "moe.bias_update_rate": "read by the training step",
     "moe.balance_coefficient": "read by the objective",
     "moe.z_coefficient": "read by the objective",
