@@ -7,7 +7,7 @@ from experiments.benchmarks.memory import attention_bytes, loss_bytes
 
 @pytest.mark.parametrize(
     "measure, lengths",
-    [(attention_bytes, (1024, 2048, 4096)), (loss_bytes, (8192, 16384, 32768))],
+    [(attention_bytes, (2048, 4096, 8192)), (loss_bytes, (8192, 16384, 32768))],
 )
 def test_memory_is_linear_in_length(measure, lengths):
     """Twice the length asks for at most about twice; the materialised form for far more."""
