@@ -14,12 +14,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float, Int
 
 from jgpt.layers.router import Routing
 from jgpt.typing import Array
 
 ExpertFFN = Callable[..., Array]
+TRAVELLED = "travelled_rows"
+"""Name of rows that came from other devices, by which `remat='dots'` keeps them: no second travel.
+"""
 
 
 def dense(
@@ -184,7 +188,7 @@ def through_slots(
     """Gathers each group's tokens into the slots, runs the experts, adds the outputs up again.
 
     Over an axis the slots travel to their experts' devices, and the outputs back (Lepikhin et al.
-    2021, "GShard", section 3).
+    2021, "GShard", section 3). The weights travel with them, as in `exchange`.
     """
     num_groups, num_experts, num_slots = slots.tokens.shape
     width = x.shape[1]
@@ -192,13 +196,16 @@ def through_slots(
     rows = _take_rows(x.reshape(num_groups, group_size, width), index)
     rows = rows.reshape(num_groups, num_experts, num_slots, width).swapaxes(0, 1)
     rows = rows.reshape(num_experts, num_groups * num_slots, width)
-    if axis is not None:
-        rows = lax.all_to_all(rows, axis, 0, 1, tiled=True)
-    y = ffn(rows)
-    if axis is not None:
-        y = lax.all_to_all(y, axis, 1, 0, tiled=True)
+    if axis is None:
+        y = ffn(rows)
+    else:
+        rows = checkpoint_name(lax.all_to_all(rows, axis, 0, 1, tiled=True), TRAVELLED)
+        scales = slots.weights.swapaxes(0, 1).reshape(num_experts, -1)
+        scales = lax.all_to_all(scales, axis, 0, 1, tiled=True)
+        y = lax.all_to_all(ffn(rows, None, scales[..., None]), axis, 1, 0, tiled=True)
     y = y.reshape(num_experts, num_groups, num_slots, width).swapaxes(0, 1)
-    y = (y * slots.weights[..., None]).reshape(num_groups, -1, width)
+    y = y * slots.weights[..., None] if axis is None else y.astype(slots.weights.dtype)
+    y = y.reshape(num_groups, -1, width)
 
     def add(index: Array, y: Array) -> Array:
         return jnp.zeros((group_size, width), y.dtype).at[index].add(y, mode="drop")

@@ -2,7 +2,10 @@
 
 Pure functions, run by every device of the mesh axis that cuts the experts (under `shard_map`), each
 with its own T tokens and the E / n experts that it owns. Rows travel to their experts' device, are
-sorted by expert there, and their outputs travel back the same way.
+sorted by expert there, and their outputs travel back the same way. Routing weights go with the rows
+and are applied before the experts' last product. Their gradient then needs no output, so that a
+layer that is computed again (`model.remat`) neither computes that product a second time nor sends
+its rows back.
 
 How many rows a device gets is known only as the program runs, and its buffers are not: room for the
 worst case (every token of the axis on one device) would be n times what an even load needs. So
@@ -27,9 +30,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float, Int
 
-from jgpt.layers.dispatch import permute, sort_by_expert
+from jgpt.layers.dispatch import TRAVELLED, permute, sort_by_expert
 from jgpt.layers.experts import Experts
 from jgpt.layers.router import Routing
 from jgpt.typing import Array
@@ -85,6 +89,10 @@ class Round(NamedTuple):
     """Of `lax.ragged_all_to_all`: offsets and sizes [n] of the way there; () when padded."""
     back: tuple[Array, ...]
     """And of the way back."""
+    scales: tuple[Array, ...]
+    """When ragged, of one number per row: which of all devices' [n, N] sorted assignments each
+    arriving row is, and which of all their [n, R] rows each sorted assignment is; n * N and n * R
+    for none."""
 
 
 def dropless(
@@ -161,20 +169,38 @@ def make_round(plan: Plan, number: int | Array, num_tokens: int, way: Exchange) 
         ends = jnp.cumsum(mine, axis=1)
         row = number * room + jnp.arange(room)
         arriving = jax.vmap(lambda e: jnp.searchsorted(e, row, side="right"))(ends)
-        return Round(outgoing, places, arriving.reshape(-1).astype(jnp.int32), (), ())
+        return Round(outgoing, places, arriving.reshape(-1).astype(jnp.int32), (), (), ())
     first, last = _window(wanted, room, number, way)
     size = last - first
-    sent_from = jnp.where(size > 0, begin + first - _places_of_sources(wanted, way), 0)
+    shift = begin - _places_of_sources(wanted, way)
+    sent_from = jnp.where(size > 0, shift + first, 0)
     lands_at = jnp.where(size > 0, first - number * room, 0)
     row = number * room + jnp.arange(room)
     place = jnp.searchsorted(jnp.cumsum(mine.reshape(-1)), row, side="right")
+    source, sorted_row = place // owned, jnp.arange(len(plan.order))
+    target = jnp.searchsorted(jnp.cumsum(wanted[me]), sorted_row, side="right")
     return Round(
         plan.order,
         plan.inverse,
         jnp.where(place < mine.size, place % owned, owned).astype(jnp.int32),
         (sent_from[me], size[me], lands_at[me], size[:, me]),
         (lands_at[:, me], size[:, me], sent_from[:, me], size[me]),
+        (
+            _flat(source, row + _of(source, shift[:, me]), len(plan.order), way.size),
+            _flat(target, sorted_row - _of(target, shift[me]) - row[0], room, way.size),
+        ),
     )
+
+
+def _of(device: Array, values: Array) -> Array:
+    """Each device's value; of a device that is none, anything."""
+    return values.at[device].get(mode="clip")
+
+
+def _flat(device: Array, index: Array, length: int, size: int) -> Array:
+    """Place of (device, index) in [size, length], and one past its end where there is none."""
+    there = (device < size) & (index >= 0) & (index < length)
+    return jnp.where(there, device * length + index, size * length)
 
 
 def _blocks(
@@ -206,12 +232,15 @@ def one_round(apply, way: Exchange, operands: tuple, plan: Plan, number: int | A
     now = make_round(plan, number, num_tokens, way)
     partial = way.form == "padded"
     rows = permute(x, now.outgoing, now.places, k, partial)
-    rows = travel(rows, now.there, now.back, len(now.arriving), way)
+    rows = checkpoint_name(travel(rows, now.there, now.back, len(now.arriving), way), TRAVELLED)
+    scales = permute(weights.reshape(-1, 1), now.outgoing, now.places, 1, partial)
+    scales = travel_scales(scales.reshape(-1), now.scales, way)
     order, inverse, sizes = sort_by_expert(now.arriving, plan.counts.shape[1] // way.size)
-    y = permute(apply(kernels, permute(rows, order, inverse, 1), sizes), inverse, order, 1)
+    rows, scales = (permute(a, order, inverse, 1) for a in (rows, scales.reshape(-1, 1)))
+    y = permute(apply(kernels, rows, sizes, scales), inverse, order, 1)
     y = travel(y, now.back, now.there, len(now.outgoing), way)
     y = permute(y, now.places, now.outgoing, 1, partial).reshape(num_tokens, k, -1)
-    return jnp.sum(y * weights[:, :, None], axis=1)
+    return jnp.sum(y, axis=1, dtype=jnp.promote_types(y.dtype, jnp.float32))
 
 
 def travel(rows: Array, there: tuple, back: tuple, count: int, way: Exchange) -> Array:
@@ -238,6 +267,35 @@ def _ragged_backward(count, axis, saved, dy):
 
 
 _ragged.defvjp(_ragged_forward, _ragged_backward)
+
+
+def travel_scales(scales: Float[Array, "M"], places: tuple, way: Exchange) -> Float[Array, "R"]:
+    """A number for each row, to where the rows go; 0 where none arrived.
+
+    They are few: where rows travel ragged, every device sees all of them and takes its own.
+    """
+    if way.form == "padded":
+        return lax.all_to_all(scales, way.axis, 0, 0, tiled=True)
+    return _taken(scales, *places, way.axis)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _taken(x: Array, taken: Array, given: Array, axis: str) -> Array:
+    """Elements `taken` of all devices' x; the gradient takes too, where JAX would scatter."""
+    everything = lax.all_gather(x, axis, tiled=True)
+    return everything.at[taken].get(mode="fill", fill_value=0)
+
+
+def _taken_forward(x, taken, given, axis):
+    return _taken(x, taken, given, axis), (taken, given)
+
+
+def _taken_backward(axis, saved, dy):
+    taken, given = saved
+    return _taken(dy, given, taken, axis), None, None
+
+
+_taken.defvjp(_taken_forward, _taken_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

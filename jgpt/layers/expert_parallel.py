@@ -26,7 +26,7 @@ from jaxtyping import Bool, Float
 
 from jgpt.config import ConfigError, ModelConfig
 from jgpt.layers.exchange import Exchange
-from jgpt.layers.experts import Experts, Kernels, swiglu_experts
+from jgpt.layers.experts import SCALED, Experts, Kernels, swiglu_experts
 from jgpt.sharding import RULES, spec
 from jgpt.typing import Array, RouterStats
 
@@ -190,8 +190,29 @@ def gathered(kernel: Array, axis: int, config: ModelConfig, mesh: AbstractMesh) 
     names = tuple(name for name in RULES["embed"] if mesh.shape[name] > 1)
     if not names:
         return kernel
-    kernel = lax.all_gather(kernel.astype(config.dtype), names, axis=axis, tiled=True)
-    return checkpoint_name(kernel, GATHERED)
+    return checkpoint_name(_gathered(kernel, names, axis, config.dtype), GATHERED)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _gathered(kernel: Array, names: tuple[str, ...], axis: int, dtype: str) -> Array:
+    """Numbers of `dtype` in an array of the kernel's type.
+
+    They travel in `dtype`. Their gradient is of the kernel's type (`train.gradient_dtype`), from
+    the product on through the sum over devices.
+    """
+    whole = lax.all_gather(kernel.astype(dtype), names, axis=axis, tiled=True)
+    return whole.astype(kernel.dtype)
+
+
+def _gathered_forward(kernel, names, axis, dtype):
+    return _gathered(kernel, names, axis, dtype), None
+
+
+def _gathered_backward(names, axis, dtype, _, dy):
+    return (lax.psum_scatter(dy, names, scatter_dimension=axis, tiled=True),)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
 def _regathering(local: Callable[..., Any], config: ModelConfig) -> Callable[..., Any]:
@@ -201,7 +222,7 @@ def _regathering(local: Callable[..., Any], config: ModelConfig) -> Callable[...
     """
     if config.remat != "none":
         return local
-    policy = jax.checkpoint_policies.save_anything_except_these_names(GATHERED)
+    policy = jax.checkpoint_policies.save_anything_except_these_names(GATHERED, SCALED)
     return jax.checkpoint(local, policy=policy, prevent_cse=config.scan_layers != "on")
 
 

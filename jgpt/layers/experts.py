@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float, Int
 
 from jgpt.kernels.grouped_matmul import grouped_gated, grouped_matmul
@@ -90,12 +91,17 @@ class Kernels(NamedTuple):
 class Experts(NamedTuple):
     """A feed-forward layer of experts, and the weights that it is a function of."""
 
-    apply: Callable[[Any, Array, Array | None], Array]
-    """weights, rows, group sizes or None -> rows, as `ExpertLinear` takes them."""
+    apply: Callable[..., Array]
+    """weights, rows, group sizes or None -> rows, as `ExpertLinear` takes them; `over_mesh`'s take
+    a factor per row as well."""
     kernels: Any
 
-    def __call__(self, x: Array, group_sizes: Array | None = None) -> Array:
-        return self.apply(self.kernels, x, group_sizes)
+    def __call__(self, x: Array, *arguments: Array | None) -> Array:
+        return self.apply(self.kernels, x, *arguments)
+
+
+SCALED = "scaled_hidden"
+"""Name of hidden rows times their factor, which need not be kept where they themselves are."""
 
 
 def swiglu_experts(
@@ -105,12 +111,19 @@ def swiglu_experts(
     kernels: Kernels,
     x: Float[Array, "*rows D"],
     group_sizes: Int[Array, "E"] | None = None,
+    scales: Float[Array, "*rows 1"] | None = None,
 ) -> Float[Array, "*rows D"]:
-    """`down(silu(gate(x)) * up(x))` of each row's expert; with `fused` half of it in one kernel."""
+    """`down(silu(gate(x)) * up(x))` of each row's expert; with `fused` half of it in one kernel.
+
+    Args:
+        scales: factor of each result, applied before `down`: its gradient needs no result then.
+    """
     x = x.astype(dtype)
     if fused and group_sizes is not None:
         h = grouped_gated(x, kernels.gate, kernels.up, group_sizes, backend=backend)
     else:
         gate = expert_linear(x, kernels.gate, group_sizes, backend)
         h = jax.nn.silu(gate) * expert_linear(x, kernels.up, group_sizes, backend)
+    if scales is not None:
+        h = checkpoint_name((h * scales).astype(h.dtype), SCALED)
     return expert_linear(h, kernels.down, group_sizes, backend)

@@ -12,6 +12,7 @@ from jgpt.layers.attention import Context, Relative
 from jgpt.layers.cache import Cache, KVCache
 from jgpt.layers.cross_attention import Source, cross_mask
 from jgpt.layers.disentangled import RelativeEmbedding, distance_buckets
+from jgpt.layers.dispatch import TRAVELLED
 from jgpt.layers.linear import PRODUCT
 from jgpt.layers.norm import Norm
 from jgpt.layers.positions import RelativeTable, alibi_slopes, layer_rotary
@@ -184,7 +185,7 @@ def rematerialised(block: type[nn.Module], config: ModelConfig, *, in_scan: bool
         return block
     policies = {
         "full": None,
-        "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT, ATTENDED),
+        "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT, ATTENDED, TRAVELLED),
     }
     return nn.remat(block, policy=policies[config.remat], prevent_cse=not in_scan)
 

@@ -18,6 +18,7 @@ from jgpt.layers import exchange, expert_parallel
 from jgpt.layers.exchange import Exchange
 from jgpt.layers.moe import MoE
 from jgpt.layers.router import balance_loss, z_loss
+from jgpt.models.stack import rematerialised
 from jgpt.sharding import make_mesh, spec
 
 B, S, D, F, E, K = 8, 12, 16, 8, 8, 2
@@ -205,6 +206,45 @@ def test_no_device_gathers_other_experts_and_gradients_are_scattered():
     assert not re.search(rf"f32\[{E},({D}|{D // 2}),{F}\]|f32\[{E},{F},({D}|{D // 2})\]", text)
     assert len(re.findall(r" reduce-scatter\(", text)) >= 3
     assert " all-to-all(" in text
+
+
+def lowered_gradient(config, param_dtype="float32"):
+    """The gradient's program before it is compiled, with the layer computed again as configured."""
+
+    def objective(params, x, dy, mask, bias):
+        layer = rematerialised(MoE, config)(config)
+        y, _ = layer.apply({"params": params}, x, token_mask=mask, selection_bias=bias)
+        return jnp.sum(jnp.sin(y) * dy)
+
+    mesh = mesh_of("fsdp, expert")
+    with jax.set_mesh(mesh):
+        params, *rest = placed(mesh)
+        params = jax.tree.map(lambda a: a.astype(param_dtype), params)
+        run = jax.jit(jax.grad(objective, argnums=(0, 1)))
+        return run.lower(params, *rest, jnp.zeros(E)).as_text()
+
+
+@pytest.mark.parametrize(("dispatch", "rows"), [("dropless", r"\d+"), ("capacity", r"\d+x\d+")])
+def test_rows_travel_no_more_often_than_they_must(dispatch, rows):
+    """There and back, and their gradients. `full` sends rows once more; no remat outputs again."""
+
+    def travels(remat):
+        text = lowered_gradient(model(dispatch=dispatch, remat=remat))
+        return len(re.findall(rf"stablehlo\.all_to_all.* -> tensor<{rows}x{D}xf32>", text))
+
+    assert [travels(remat) for remat in ("none", "dots", "full")] == [4, 4, 5]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gradients_of_matrices_are_summed_in_the_type_they_are_taken_by(dtype):
+    """Which `train.gradient_dtype` chooses; the matrices travel in the model's type either way."""
+    text = lowered_gradient(model(dtype="bfloat16"), dtype)
+    scattered = re.findall(
+        r'"stablehlo\.reduce_scatter".*?\}\) : \(tensor<[\dx]*x(\w+)>\)', text, re.DOTALL
+    )
+    assert scattered == [{"float32": "f32", "bfloat16": "bf16"}[dtype]] * 3
+    matrices = re.findall(rf"stablehlo\.all_gather.*-> tensor<{E // 4}x[\dx]*x(\w+)>", text)
+    assert len(matrices) >= 3 and set(matrices) == {"bf16"}
 
 
 def test_tokens_stay_on_their_device_where_it_has_all_experts():
