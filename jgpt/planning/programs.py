@@ -24,6 +24,7 @@ from jgpt.objectives import make_objective
 from jgpt.planning.activations import saved_bytes
 from jgpt.planning.counts import count
 from jgpt.planning.hlo import parse
+from jgpt.training.offload import HOST
 from jgpt.training.setup import make_steps, placed
 from jgpt.training.state import TrainState
 from jgpt.typing import Batch, PyTree
@@ -83,11 +84,12 @@ def compile_step(config: Config, mesh: jax.sharding.Mesh) -> tuple[Any, TrainSta
         return step.lower(state, batch).compile(), state, batch
 
 
-def bytes_per_device(tree: PyTree) -> int:
-    """Of abstract arrays that have shardings: what one device holds of them."""
+def bytes_per_device(tree: PyTree, *, on_host: bool = False) -> int:
+    """Of abstract arrays that have shardings: what one device holds, or its host holds for it."""
     return sum(
         leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape))
         for leaf in jax.tree.leaves(tree)
+        if (leaf.sharding.memory_kind == HOST) == on_host
     )
 
 
@@ -137,6 +139,7 @@ def describe(config: Config, mesh: jax.sharding.Mesh) -> dict[str, Any]:
     return found | {
         "seconds": time.monotonic() - start,
         "state_bytes": state_bytes(state, batch),
+        "host_bytes": bytes_per_device((state, batch), on_host=True),
         "activation_bytes": saved_bytes(program),
         "argument_bytes": memory.argument_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,

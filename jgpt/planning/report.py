@@ -32,6 +32,7 @@ def as_json(plan: Plan) -> str:
         "pallas_flops_per_chip": plan.pallas_flops,
         "pallas_calls_by_kernel": plan.pallas_calls,
         "collectives": plan.collectives,
+        "host_bytes_per_chip": plan.host_bytes,
         "hbm_bytes_moved_per_chip": plan.moved_bytes,
         "estimated_step_seconds_without_overlap": plan.estimate and plan.estimate.at_worst,
         "reasons": plan.reasons,
@@ -90,6 +91,8 @@ def _memory_table(plan: Plan) -> Table:
             continue
         share = f"{size / plan.hbm_bytes:.1%}"
         table.add_row(name.replace("_", " "), f"{size / GIB:.3f}", share)
+    if plan.host_bytes:
+        table.add_row("in the host's memory", f"{plan.host_bytes / GIB:.3f}", "")
     return table
 
 

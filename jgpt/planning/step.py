@@ -44,6 +44,8 @@ class Plan:
     fits: bool
     memory: dict[str, float | None]
     """bytes: `total` and its parts"""
+    host_bytes: float | None
+    """in the host's memory for one chip: optimizer state that is offloaded"""
     hbm_bytes: int
     """of the chip; what the compiler leaves to a program where it said so"""
     model_flops: float
@@ -205,6 +207,7 @@ def _plan(config: Config, topology: Topology, found: dict[str, Any]) -> Plan:
         **common,
         fits=True,
         memory=memory,
+        host_bytes=found["host_bytes"] * per_chip,
         hbm_bytes=topology.chip.hbm_bytes,
         matmul_flops=counts["matmul_flops"] * per_chip,
         pallas_flops=counts["pallas_flops"] * per_chip,
@@ -245,13 +248,14 @@ def _too_large(common: dict[str, Any], sizes: dict[str, int], per_chip: int) -> 
     reason = "the program does not fit, so that the compiler gives no program to read"
     names = (
         "matmul_flops_per_chip", "pallas_calls", "wire_bytes_per_chip", "estimated_step_seconds",
-        "bound_by", "estimated_mfu",
+        "bound_by", "estimated_mfu", "host_bytes_per_chip",
     )  # fmt: skip
     parts = ("parameters", "optimizer", "activations", "temporaries")
     return Plan(
         **common,
         fits=False,
         memory={"total": sizes["needed"] * per_chip, **dict.fromkeys(parts)},
+        host_bytes=None,
         hbm_bytes=sizes["available"] * per_chip,
         matmul_flops=None,
         pallas_flops=None,

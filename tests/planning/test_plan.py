@@ -17,11 +17,12 @@ from jgpt.config import ConfigError, from_config_dict
 from jgpt.data import pipeline
 from jgpt.planning import cache, report, search, step
 from jgpt.planning.guess import divides
-from jgpt.planning.programs import BATCH, describe, out_of_memory, state_bytes
+from jgpt.planning.programs import BATCH, bytes_per_device, describe, out_of_memory, state_bytes
 from jgpt.planning.programs import compile_step as compile_for
 from jgpt.planning.step import PlanError, decided, make_plan, one_slice
 from jgpt.planning.topologies import parse_topology
 from jgpt.tokenizers import build
+from jgpt.training.setup import make_steps
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 MODEL = {
@@ -90,6 +91,22 @@ def test_state_is_what_a_device_holds():
     assert said["parameters"] == held(state.params)
     assert said["optimizer"] == held(state.opt_state)
     assert said["optimizer"] >= 2 * said["parameters"], "AdamW keeps two moments"
+
+
+def test_state_in_the_hosts_memory_is_none_of_the_chips():
+    """Offloaded moments are named apart; what is left on the chip is the counters."""
+
+    def sizes(offload):
+        config = config_of()
+        optimizer = dataclasses.replace(config.optimizer, offload=offload)
+        config = dataclasses.replace(config, optimizer=optimizer)
+        state = make_steps(config, sharding.make_mesh(config.mesh))[1]
+        return state_bytes(state, {}), bytes_per_device(state, on_host=True)
+
+    kept, nothing = sizes(False)
+    offloaded, host = sizes(True)
+    assert nothing == 0 and host > 0.9 * kept["optimizer"]
+    assert offloaded == {**kept, "optimizer": kept["optimizer"] - host}
 
 
 def test_parts_add_up_to_the_total(compiler):

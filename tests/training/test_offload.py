@@ -1,5 +1,6 @@
 """Optimizer state in host memory: the same updates, and it stays there."""
 
+import dataclasses
 import functools
 import types
 
@@ -8,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jgpt.config import ConfigError, MeshConfig, OptimizerConfig
+from jgpt.config import CheckpointConfig, Config, ConfigError, MeshConfig, OptimizerConfig
 from jgpt.sharding import make_mesh, replicated, shardings
+from jgpt.training.checkpoints import Checkpoints
 from jgpt.training.offload import offloaded, on_host
 from jgpt.training.optimizer import make_optimizer
-from jgpt.training.state import init_state, state_shardings
+from jgpt.training.state import abstract_state, init_state, state_shardings
+from tests.training.toy_model import assert_trees_equal
 
 AXES = {"layers_0": {"kernel": ("embed", "mlp"), "bias": ("mlp",)}}
 
@@ -63,6 +66,27 @@ def test_updates_are_those_of_state_on_the_device_and_the_state_stays_on_the_hos
     got = run(offloaded(optimizer, host), host)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_checkpoint_gives_state_back_to_the_memory_it_came_from(tmp_path):
+    mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
+    optimizer = make_optimizer(OptimizerConfig(), 10, jax.eval_shape(draw, jax.random.key(0)))
+    shapes = jax.eval_shape(functools.partial(init_state, draw, optimizer), jax.random.key(0))
+    places = state_shardings(shapes, shardings(mesh, AXES, shapes.params), replicated(mesh))
+    places = dataclasses.replace(places, opt_state=on_host(mesh, places.opt_state))
+    rng = np.random.default_rng(0)
+    state = jax.tree.map(
+        lambda leaf, place: jax.device_put(rng.normal(size=leaf.shape).astype(leaf.dtype), place),
+        shapes,
+        places,
+    )
+    keeper, config = Checkpoints(tmp_path, CheckpointConfig(), ""), Config()
+    keeper.save(state, {}, config, {}, 1)
+    keeper.wait()
+    restored = keeper.restore_latest(abstract_state(shapes, places), config).state
+    keeper.close()
+    assert_trees_equal(restored, state)
+    assert jax.tree.map(lambda leaf: leaf.sharding, restored) == places
 
 
 def test_a_platform_without_host_memory_is_refused():
