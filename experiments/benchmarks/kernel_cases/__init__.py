@@ -67,7 +67,10 @@ class Arithmetic:
 
 @contextlib.contextmanager
 def without_tables(tables_of: Callable[[str, Sequence, tuple[int, ...]], list] | None):
-    """Inside, every `pallas_call` with scalar prefetch gets `tables_of(...)` for those operands."""
+    """Inside, every `pallas_call` with scalar prefetch gets `tables_of(...)` for those operands.
+
+    A grid whose length is known only at run time becomes as long as the tables.
+    """
     if tables_of is None:
         yield
         return
@@ -82,6 +85,8 @@ def without_tables(tables_of: Callable[[str, Sequence, tuple[int, ...]], list] |
 
         def run(*operands):
             tables = tables_of(options.get("name"), operands[:count], grid)
+            lengths = [table.shape[-1] for table in tables if table is not None]
+            static = tuple(n if isinstance(n, int) else lengths[0] for n in grid)
 
             def based(spec):
                 if spec is None or spec.index_map is None:
@@ -98,7 +103,7 @@ def without_tables(tables_of: Callable[[str, Sequence, tuple[int, ...]], list] |
             return real(
                 lambda *refs: kernel(*tables, *refs),
                 out_shape,
-                grid=grid,
+                grid=static,
                 in_specs=jax.tree.map(based, list(grid_spec.in_specs), is_leaf=is_spec),
                 out_specs=jax.tree.map(based, grid_spec.out_specs, is_leaf=is_spec),
                 scratch_shapes=grid_spec.scratch_shapes,
