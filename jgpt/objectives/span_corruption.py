@@ -20,9 +20,15 @@ def make(config: Config) -> Objective:
     The metric `cut` is the share of target tokens that found no room in a row of `target_length`.
 
     Raises:
-        ConfigError: a row has more spans than there are sentinels.
+        ConfigError: a row has more spans than there are sentinels, or rows are to be cut.
     """
     settings, length = config.objective, config.data.sequence_length
+    if config.mesh.context != 1:
+        raise ConfigError(
+            f"mesh.context ({config.mesh.context}) cannot cut the rows of "
+            "objective.name='span_corruption', whose sources and targets differ in length; set it "
+            "to 1, and mesh.data or mesh.fsdp higher"
+        )
     spans = math.ceil(length * settings.noise_density / settings.mean_span)
     if spans > settings.num_sentinels:
         raise ConfigError(

@@ -179,14 +179,19 @@ def test_models_and_objectives_that_do_not_fit_are_refused(section, message):
         from_config_dict(section)
 
 
-def test_more_spans_than_sentinels_are_refused():
+@pytest.mark.parametrize(
+    ("sentinels", "context", "message"),
+    [(5, 1, r"objective\.num_sentinels"), (100, 2, r"mesh\.context \(2\).*set it to 1")],
+)
+def test_rows_that_cannot_be_made_are_refused(sentinels, context, message):
     config = from_config_dict(
         {
             "model": {"encoder_layers": 1},
-            "objective": {"name": "span_corruption", "num_sentinels": 5},
+            "objective": {"name": "span_corruption", "num_sentinels": sentinels},
+            "mesh": {"context": context},
             "train": {"sample_every": 0},
             "sample": {"final_samples": 0},
         }
     )
-    with pytest.raises(ConfigError, match=r"objective\.num_sentinels"):
+    with pytest.raises(ConfigError, match=message):
         make_objective(config)
