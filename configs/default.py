@@ -79,6 +79,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.attention_output_bias = False
     # auto, or a name from kernels.attention.BACKENDS
     c.model.attention_backend = "auto"
+    # auto, or a name from kernels.cross_entropy.BACKENDS
+    c.model.loss_backend = "auto"
     # rope; alibi; learned; sinusoidal; relative (T5 buckets); disentangled (DeBERTa); none
     c.model.position = "rope"
     # base of the rotary frequencies

@@ -160,6 +160,7 @@ class ModelConfig:
     attention_bias: bool = setting(False, "bias on query, key and value")
     attention_output_bias: bool = setting(False, "bias on the attention's output")
     attention_backend: str = setting("auto", "auto, or a name from kernels.attention.BACKENDS")
+    loss_backend: str = setting("auto", "auto, or a name from kernels.cross_entropy.BACKENDS")
 
     position: str = setting(
         "rope",

@@ -9,8 +9,8 @@ from jgpt.interop.description import Family, InteropError
 from jgpt.interop.families import FAMILIES
 
 NOT_ARCHITECTURE = (
-    "dtype", "param_dtype", "remat", "scan_layers", "attention_backend", "attention_dropout",
-    "residual_dropout", "embedding_dropout", "init_std", "scale_residual_init",
+    "dtype", "param_dtype", "remat", "scan_layers", "attention_backend", "loss_backend",
+    "attention_dropout", "residual_dropout", "embedding_dropout", "init_std", "scale_residual_init",
 )  # fmt: skip
 """Fields of `ModelConfig` that do not change what weights compute."""
 ROUTER_TRAINING = (

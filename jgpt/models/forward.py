@@ -91,7 +91,14 @@ def apply(
     softcap = config.final_softcap
 
     if output == "token_logps":
-        logps = token_logps(hidden, kernel, batch["targets"], bias=bias, softcap=softcap)
+        logps = token_logps(
+            hidden,
+            kernel,
+            batch["targets"],
+            bias=bias,
+            softcap=softcap,
+            backend=config.loss_backend,
+        )
         return order.rows_own(logps, devices) if devices else logps, aux
     if output == "cross_entropy":
         sums = cross_entropy(
@@ -103,6 +110,7 @@ def apply(
             z_loss=z_loss,
             label_smoothing=label_smoothing,
             softcap=softcap,
+            backend=config.loss_backend,
         )
         return sums, aux
     logits = matmul(hidden, kernel, out_dtype=jnp.float32)

@@ -11,7 +11,7 @@ FIXED, FREE = "fixed", "free"
 
 RULES: list[tuple[str, str]] = [
     # How it is computed, not what.
-    (r"^model\.(dtype|remat|scan_layers|attention_backend|max_length|\w+_dropout)$", FREE),
+    (r"^model\.(dtype|remat|scan_layers|max_length|\w+_backend|\w+_dropout)$", FREE),
     (r"^model\.(init_std|scale_residual_init)$", FREE),
     (r"^model\.moe\.(dispatch|fused|backend|capacity_factor|group_size|jitter)$", FREE),
     (r"^model\.moe\.(exchange|exchange_factor)$", FREE),

@@ -119,6 +119,7 @@ OPTIONS = {
 
 FORM_ONLY = {
     "attention_backend": "the same values by another kernel",
+    "loss_backend": "the same values by another kernel",
     "remat": "the same values, recomputed",
     "scan_layers": "the same values in another form",
     "decoder_start_id": "read by objectives and by generation",

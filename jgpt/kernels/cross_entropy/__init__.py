@@ -110,12 +110,15 @@ def _choose(backend: str, hidden: Array, head: Array, bias: Array | None) -> str
     if backend != "auto":
         if backend not in BACKENDS:
             raise ValueError(
-                f"cross-entropy backend {backend!r} is unknown; choose auto or one of "
-                f"{', '.join(BACKENDS)}"
+                f"cross-entropy backend {backend!r} (model.loss_backend) is unknown; choose auto "
+                f"or one of {', '.join(BACKENDS)}"
             )
         reason = BACKENDS[backend].supports(hidden, head, bias=bias)
         if reason:
-            raise ValueError(f"cross-entropy backend {backend!r} cannot run: {reason}; choose auto")
+            raise ValueError(
+                f"cross-entropy backend {backend!r} (model.loss_backend) cannot run: {reason}; "
+                "choose auto"
+            )
         return backend
     reasons = {name: b.supports(hidden, head, bias=bias) for name, b in BACKENDS.items()}
     name = next(name for name, reason in reasons.items() if not reason)
