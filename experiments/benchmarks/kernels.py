@@ -6,11 +6,11 @@
 Ours beside public kernels on the same problem, every operation of the program counted, one chip.
 `floor`: the larger of the needed multiply-adds at the matrix unit's rate and the needed bytes at
 HBM's. Each figure is compiled in a process of its own, since the compiler takes its settings from
-the environment. With `--trace` the bytes that DMAs move are
-counted too, and a figure is the larger of the cycles and those bytes at HBM's rate, since the
-estimate lets concurrent DMAs each have the whole bandwidth; the JSON then has, under `details`, the
-room of the executed matrix instructions over the needed multiply-adds (a kernel that profiles as
-empty shows here), ours also in the table's column `executed`. Prints a table for each kernel, and one JSON line last.
+the environment. With `--trace` the bytes that DMAs move are counted too, and a figure is the larger
+of the cycles and those bytes at HBM's rate, since the estimate lets concurrent DMAs each have the
+whole bandwidth; `executed` is then the room of the executed matrix instructions over the needed
+multiply-adds (a kernel that profiles as empty shows here), of peers in the JSON's `details`. Prints
+a table for each kernel, and one JSON line last.
 """
 
 import argparse
