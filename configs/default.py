@@ -235,6 +235,92 @@ def get_config() -> ml_collections.ConfigDict:
     # a run, whose newest weights, model section and tokenizer are taken; a new run begins
     c.init.workdir = ""
 
+    # adapters on a frozen model
+    c.peft = ml_collections.ConfigDict()
+    # none, or a name from peft.METHODS
+    c.peft.method = "none"
+    # patterns of module paths; 'all-linear'; () for the method's own
+    c.peft.targets = ()
+    # patterns of module paths left out of them
+    c.peft.exclude = ()
+    # LoRA family: r; 0 for the method's own (8; vera 256)
+    c.peft.rank = 0
+    # LoRA family: the update counts alpha / r times; 0 for r
+    c.peft.alpha = 0.0
+    # alpha / r, or with sqrt_rank alpha / sqrt(r) (rsLoRA)
+    c.peft.scaling = "rank"
+    # 'PATTERN=RANK' where another rank is wanted
+    c.peft.rank_pattern = ()
+    # 'PATTERN=ALPHA' likewise
+    c.peft.alpha_pattern = ()
+    # on the adapter's input, in training
+    c.peft.dropout = 0.0
+    # LoRA, DoRA: default (B = 0), gaussian (A by 1/r), pissa, olora, loftq
+    c.peft.init = "default"
+    # LoRA: a bias on B
+    c.peft.bias = False
+    # LoRA+: learning rate of B over that of A
+    c.peft.rate_ratio = 1.0
+    # VeRA: initial value of d
+    c.peft.vera_initial = 0.1
+    # patterns of the model's own parameters that are trained beside the adapters
+    c.peft.train_also = ()
+    # of the adapters
+    c.peft.dtype = "float32"
+    # the frozen matrices
+    c.peft.quantize = "none"
+    # nf4: the scales in 8 bits too
+    c.peft.double_quantize = True
+    # a folder of adapters to start from
+    c.peft.adapters = ""
+
+    # AdaLoRA
+    c.peft.adalora = ml_collections.ConfigDict()
+    # of every matrix; peft.rank is what they end with on average
+    c.peft.adalora.initial_rank = 12
+    # steps before ranks begin to fall
+    c.peft.adalora.warmup_steps = 0
+    # steps after they have fallen
+    c.peft.adalora.final_steps = 0
+    # steps between two cuts
+    c.peft.adalora.interval = 1
+    # smoothing of |weight x gradient|
+    c.peft.adalora.sensitivity_decay = 0.85
+    # smoothing of how much that varies
+    c.peft.adalora.uncertainty_decay = 0.85
+    # weight of the penalty that keeps P and Q orthogonal
+    c.peft.adalora.orthogonality = 0.5
+    # square its norms and add them up, as in the paper
+    c.peft.adalora.squared = False
+
+    # houlsby, pfeiffer, parallel
+    c.peft.bottleneck = ml_collections.ConfigDict()
+    # width of the bottleneck; 0 for hidden_size / reduction
+    c.peft.bottleneck.size = 0
+    # hidden_size over that width
+    c.peft.bottleneck.reduction = 16
+    # relu, gelu, silu; empty for the method's own
+    c.peft.bottleneck.activation = ""
+    # multiplies what is added; 0 for the method's own
+    c.peft.bottleneck.scale = 0.0
+    # zero_up (identity at the start); bert (N(0, 0.02) on both)
+    c.peft.bottleneck.init = "zero_up"
+
+    # prompt and prefix methods
+    c.peft.prompt = ml_collections.ConfigDict()
+    # virtual tokens
+    c.peft.prompt.length = 20
+    # width of the network that makes them; 0 for hidden_size
+    c.peft.prompt.hidden = 0
+    # p_tuning: mlp or lstm
+    c.peft.prompt.encoder = "mlp"
+    # normal (N(0, 1)); uniform (U(-0.5, 0.5)); vocabulary (rows of random tokens); text
+    c.peft.prompt.init = "normal"
+    # init='text': its tokens' embeddings, repeated as need be
+    c.peft.prompt.text = ""
+    # p_tuning_v2: on the virtual keys and values, in training
+    c.peft.prompt.dropout = 0.0
+
     # text to token ids
     c.tokenizer = ml_collections.ConfigDict()
     # unigram, bpe, char (SentencePiece, trained here); word; byte; huggingface (from path)
@@ -299,6 +385,28 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.cleaning.exact_dedup = False
     # near-duplicates above this Jaccard similarity; 0: off
     c.data.cleaning.minhash_threshold = 0.0
+
+    # conversations
+    c.data.chat = ml_collections.ConfigDict()
+    # jgpt (for tokenizers trained here); chatml; llama2; llama3; gemma; mistral; alpaca_ja; or a .jinja file, or a model folder that has one
+    c.data.chat.template = "jgpt"
+    # tokens that count: replies (what the assistant wrote); last (its last reply); all
+    c.data.chat.learn = "replies"
+    # conversations longer than a row: cut (oldest exchanges, then prompt, then reply); error
+    c.data.chat.overlong = "cut"
+    # held-out questions with checkable answers that are asked at the end
+    c.data.chat.checked = 64
+
+    # labelled records
+    c.data.labels = ml_collections.ConfigDict()
+    # field of the text
+    c.data.labels.text = "text"
+    # field of a second text; '' where there is none
+    c.data.labels.pair = ""
+    # field of the label
+    c.data.labels.label = "label"
+    # names of the classes; () where labels are numbers
+    c.data.labels.classes = ()
     # unreadable records (UTF-8, JSON) before the run stops
     c.data.max_bad_records = 100
     # tokens per row

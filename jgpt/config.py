@@ -460,6 +460,110 @@ class InitConfig:
 
 
 @dataclass(frozen=True)
+class AdaLoraConfig:
+    """How AdaLoRA shrinks its ranks (Zhang et al. 2023)."""
+
+    initial_rank: int = setting(12, "of every matrix; peft.rank is what they end with on average")
+    warmup_steps: int = setting(0, "steps before ranks begin to fall")
+    final_steps: int = setting(0, "steps after they have fallen")
+    interval: int = setting(1, "steps between two cuts")
+    sensitivity_decay: float = setting(0.85, "smoothing of |weight x gradient|")
+    uncertainty_decay: float = setting(0.85, "smoothing of how much that varies")
+    orthogonality: float = setting(0.5, "weight of the penalty that keeps P and Q orthogonal")
+    squared: bool = setting(False, "square its norms and add them up, as in the paper")
+
+    def __post_init__(self):
+        for name in ("initial_rank", "interval"):
+            if getattr(self, name) < 1:
+                raise ConfigError(
+                    f"peft.adalora.{name} is {getattr(self, name)}; it must be at least 1"
+                )
+
+
+@dataclass(frozen=True)
+class BottleneckConfig:
+    """Adapters of two small layers on the residual stream."""
+
+    size: int = setting(0, "width of the bottleneck; 0 for hidden_size / reduction")
+    reduction: int = setting(16, "hidden_size over that width")
+    activation: str = setting("", "relu, gelu, silu; empty for the method's own")
+    scale: float = setting(0.0, "multiplies what is added; 0 for the method's own")
+    init: str = setting(
+        "zero_up", "zero_up (identity at the start); bert (N(0, 0.02) on both)", ("zero_up", "bert")
+    )
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """Virtual tokens of prompt and prefix methods."""
+
+    length: int = setting(20, "virtual tokens")
+    hidden: int = setting(0, "width of the network that makes them; 0 for hidden_size")
+    encoder: str = setting("mlp", "p_tuning: mlp or lstm", ("mlp", "lstm"))
+    init: str = setting(
+        "normal",
+        "normal (N(0, 1)); uniform (U(-0.5, 0.5)); vocabulary (rows of random tokens); text",
+        ("normal", "uniform", "vocabulary", "text"),
+    )
+    text: str = setting("", "init='text': its tokens' embeddings, repeated as need be")
+    dropout: float = setting(0.0, "p_tuning_v2: on the virtual keys and values, in training")
+
+    def __post_init__(self):
+        if self.length < 1:
+            raise ConfigError(f"peft.prompt.length is {self.length}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class PeftConfig:
+    """Parameter-efficient fine-tuning: a frozen model and what is added to it."""
+
+    method: str = setting("none", "none, or a name from peft.METHODS")
+    targets: tuple[str, ...] = setting(
+        (), "patterns of module paths; 'all-linear'; () for the method's own"
+    )
+    exclude: tuple[str, ...] = setting((), "patterns of module paths left out of them")
+    rank: int = setting(0, "LoRA family: r; 0 for the method's own (8; vera 256)")
+    alpha: float = setting(0.0, "LoRA family: the update counts alpha / r times; 0 for r")
+    scaling: str = setting(
+        "rank", "alpha / r, or with sqrt_rank alpha / sqrt(r) (rsLoRA)", ("rank", "sqrt_rank")
+    )
+    rank_pattern: tuple[str, ...] = setting((), "'PATTERN=RANK' where another rank is wanted")
+    alpha_pattern: tuple[str, ...] = setting((), "'PATTERN=ALPHA' likewise")
+    dropout: float = setting(0.0, "on the adapter's input, in training")
+    init: str = setting(
+        "default",
+        "LoRA, DoRA: default (B = 0), gaussian (A by 1/r), pissa, olora, loftq",
+        ("default", "gaussian", "pissa", "olora", "loftq"),
+    )
+    bias: bool = setting(False, "LoRA: a bias on B")
+    rate_ratio: float = setting(1.0, "LoRA+: learning rate of B over that of A")
+    vera_initial: float = setting(0.1, "VeRA: initial value of d")
+    train_also: tuple[str, ...] = setting(
+        (), "patterns of the model's own parameters that are trained beside the adapters"
+    )
+    dtype: str = setting("float32", "of the adapters", ("float32", "bfloat16"))
+    quantize: str = setting("none", "the frozen matrices", ("none", "nf4", "int8"))
+    double_quantize: bool = setting(True, "nf4: the scales in 8 bits too")
+    adapters: str = setting("", "a folder of adapters to start from")
+    adalora: AdaLoraConfig = setting(AdaLoraConfig, "AdaLoRA")
+    bottleneck: BottleneckConfig = setting(BottleneckConfig, "houlsby, pfeiffer, parallel")
+    prompt: PromptConfig = setting(PromptConfig, "prompt and prefix methods")
+
+    def __post_init__(self):
+        if self.rank < 0:
+            raise ConfigError(f"peft.rank is {self.rank}; it must be at least 0")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"peft.dropout is {self.dropout}; it must be at least 0 and below 1")
+        if self.rate_ratio <= 0:
+            raise ConfigError(f"peft.rate_ratio is {self.rate_ratio}; it must be above 0")
+        if self.method == "none" and (self.quantize != "none" or self.train_also):
+            raise ConfigError(
+                "peft.quantize and peft.train_also belong to a method: set peft.method, such as "
+                "'lora'"
+            )
+
+
+@dataclass(frozen=True)
 class TokenizerConfig:
     """Text to token ids and back."""
 
@@ -502,6 +606,38 @@ class CleaningConfig:
     min_kana_ratio: float = setting(0.0, "least share of kana (tells Japanese from Chinese)")
     exact_dedup: bool = setting(False, "documents with the same text after the steps above")
     minhash_threshold: float = setting(0.0, "near-duplicates above this Jaccard similarity; 0: off")
+
+
+@dataclass(frozen=True)
+class ChatConfig:
+    """Conversations (sources of kind chat and microworld_chat)."""
+
+    template: str = setting(
+        "jgpt",
+        "jgpt (for tokenizers trained here); chatml; llama2; llama3; gemma; mistral; alpaca_ja; or "
+        "a .jinja file, or a model folder that has one",
+    )
+    learn: str = setting(
+        "replies",
+        "tokens that count: replies (what the assistant wrote); last (its last reply); all",
+        ("replies", "last", "all"),
+    )
+    overlong: str = setting(
+        "cut",
+        "conversations longer than a row: cut (oldest exchanges, then prompt, then reply); error",
+        ("cut", "error"),
+    )
+    checked: int = setting(64, "held-out questions with checkable answers that are asked at the end")
+
+
+@dataclass(frozen=True)
+class LabelsConfig:
+    """Labelled records (sources of kind labels and microworld_labels)."""
+
+    text: str = setting("text", "field of the text")
+    pair: str = setting("", "field of a second text; '' where there is none")
+    label: str = setting("label", "field of the label")
+    classes: tuple[str, ...] = setting((), "names of the classes; () where labels are numbers")
 
 
 @dataclass(frozen=True)
@@ -735,6 +871,7 @@ class Config:
     name: str = setting("default", "of the run; the workdir is runs/NAME unless --workdir is given")
     model: ModelConfig = setting(ModelConfig, "architecture")
     init: InitConfig = setting(InitConfig, "weights to start from")
+    peft: PeftConfig = setting(PeftConfig, "adapters on a frozen model")
     tokenizer: TokenizerConfig = setting(TokenizerConfig, "text to token ids")
     data: DataConfig = setting(DataConfig, "corpus and batches")
     optimizer: OptimizerConfig = setting(OptimizerConfig, "update rule")
