@@ -18,6 +18,9 @@ from jgpt.typing import Array, Batch
 
 OUTPUTS = ("logits", "hidden", "token_logps", "cross_entropy", "pooled", "labels")
 
+RNGS = {"jitter": 0x6A697474, "adapters": 0x61646170}
+"""What modules draw for in training, and what keeps their keys apart."""
+
 
 def apply(
     config: ModelConfig,
@@ -34,8 +37,8 @@ def apply(
 
     Args:
         variables: `params`, scanned or unrolled (the tree says which); `selection_bias`
-            [moe layers, E] where `config.moe.selection_bias` is set; further collections are handed
-            to the modules.
+            [moe layers, E] where `config.moe.selection_bias` is set; further collections, laid out
+            like `params`, are handed to the modules.
         batch: `inputs` [B, S] int32; optional `segment_ids` (0 is padding; all one document by
             default), `positions` (0, 1, ...; with a cache, on from its length), `prefix_lengths`
             [B] for attention='prefix', `token_types` (0). With a cache a row is one document,
@@ -66,7 +69,11 @@ def apply(
         devices = order.wanted(config, batch, output, training=key is not None)
     if devices:
         batch = order.zigzag({**batch, "positions": _positions(batch, None)}, devices)
-    collections = {k: v for k, v in variables.items() if k not in ("params", "selection_bias")}
+    collections = {
+        name: restack(tree, config, scan=is_scanned(params))
+        for name, tree in variables.items()
+        if name not in ("params", "selection_bias")
+    }
     hidden, (kernel, bias), aux = Transformer(config).apply(
         {"params": params, **collections},
         Tokens(
@@ -82,7 +89,7 @@ def apply(
         variables.get("selection_bias") if config.moe.selection_bias else None,
         key,
         output,
-        rngs={} if key is None else {"jitter": jax.random.fold_in(key, 0x6A697474)},
+        rngs={} if key is None else {n: jax.random.fold_in(key, seed) for n, seed in RNGS.items()},
     )
     if output in ("hidden", "pooled", "labels"):
         return hidden, aux

@@ -8,7 +8,9 @@ under `encoder/`.
 """
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -64,33 +66,39 @@ def num_moe_layers(config: ModelConfig) -> int:
     return len(moe_layers(config))
 
 
-def restack(params: PyTree, config: ModelConfig, scan: bool) -> PyTree:
+def restack(
+    params: PyTree,
+    config: ModelConfig,
+    scan: bool,
+    stack: Callable[..., Any] = lambda *leaves: jnp.stack(leaves),
+) -> PyTree:
     """The same weights in the scanned or the unrolled form; a tree already in it is returned as is.
 
-    Works on any tree laid out like the parameters (gradients, moments of an optimizer).
+    Works on any tree laid out like the parameters (gradients, moments of an optimizer), or like a
+    part of them that is the same in all layers of a stack (adapters).
+
+    Args:
+        stack: makes one leaf of those of several layers.
     """
-    if config.encoder_layers:
-        params = params | {"encoder": restack(params["encoder"], config.encoder, scan)}
+    if config.encoder_layers and "encoder" in params:
+        params = params | {"encoder": restack(params["encoder"], config.encoder, scan, stack)}
     where = layout(config)
     if scan == is_scanned(params) or not where.periods:
         return params
     if scan:
-        return _stack(params, where)
+        return _stack(params, where, stack)
     return _unstack(params, where)
 
 
-def _stack(params: PyTree, where: Layout) -> PyTree:
-    stacked = {
-        f"block_{j}": jax.tree.map(
-            lambda *leaves: jnp.stack(leaves),
-            *(params[f"layers_{where.layer(p, j)}"] for p in range(where.periods)),
-        )
+def _stack(params: PyTree, where: Layout, stack: Callable[..., Any]) -> PyTree:
+    blocks = {
+        f"block_{j}": [params.get(f"layers_{where.layer(p, j)}", {}) for p in range(where.periods)]
         for j in range(where.period)
     }
+    stacked = {name: jax.tree.map(stack, *layers) for name, layers in blocks.items() if layers[0]}
     scanned = {f"layers_{i}" for i in range(where.first, where.stop)}
-    return {name: tree for name, tree in params.items() if name not in scanned} | {
-        "layers": stacked
-    }
+    rest = {name: tree for name, tree in params.items() if name not in scanned}
+    return rest | {"layers": stacked} if stacked else rest
 
 
 def _unstack(params: PyTree, where: Layout) -> PyTree:
@@ -100,5 +108,6 @@ def _unstack(params: PyTree, where: Layout) -> PyTree:
         )
         for p in range(where.periods)
         for j in range(where.period)
+        if f"block_{j}" in params["layers"]
     }
     return {name: tree for name, tree in params.items() if name != "layers"} | layers

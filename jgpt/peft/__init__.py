@@ -1,0 +1,55 @@
+"""Parameter-efficient fine-tuning: methods in small files, and one seam that binds them.
+
+A method is a `Method` (`jgpt.peft.method`): leaves, a call and a merge for one site. `make_peft`
+fits one to a model, `init` makes its adapters, `bind` gives an `apply` that uses them, `merge` puts
+them into the weights.
+"""
+
+from jgpt.config import ModelConfig, PeftConfig
+from jgpt.peft import lora
+from jgpt.peft.adapters import (
+    Adapters,
+    Peft,
+    abstract_adapters,
+    adapter_axes,
+    count_trained,
+    fit,
+    init,
+    merge,
+    unmerge,
+)
+from jgpt.peft.bind import ADAPTER_IDS, CONSTANTS, TRAINED, bind
+from jgpt.peft.method import Method
+
+METHODS: dict[str, Method] = {
+    "lora": lora.LORA,
+}
+"""`peft.method` -> what it does."""
+
+
+def make_peft(settings: PeftConfig, model: ModelConfig) -> Peft:
+    """The method that `settings` name, fitted to `model`.
+
+    Raises:
+        ConfigError: an unknown method, or targets that it cannot adapt.
+    """
+    return fit(settings, model, METHODS)
+
+
+__all__ = [
+    "ADAPTER_IDS",
+    "CONSTANTS",
+    "METHODS",
+    "TRAINED",
+    "Adapters",
+    "Method",
+    "Peft",
+    "abstract_adapters",
+    "adapter_axes",
+    "bind",
+    "count_trained",
+    "init",
+    "make_peft",
+    "merge",
+    "unmerge",
+]
