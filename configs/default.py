@@ -346,7 +346,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     # corpus and batches
     c.data = ml_collections.ConfigDict()
-    # comma-separated KIND:PATH@WEIGHT; kind: microworld, text, jsonl, parquet, array_record or huggingface; $VARIABLES and globs are expanded, the kind may be left to the ending
+    # comma-separated KIND:PATH@WEIGHT; kind: microworld, text, jsonl, parquet, array_record, huggingface, chat, labels, microworld_chat or microworld_labels; $VARIABLES and globs are expanded, the kind may be left to the ending
     c.data.sources = "microworld"
     # field of jsonl, parquet, array_record, huggingface records
     c.data.text_field = "text"

@@ -646,8 +646,9 @@ class DataConfig:
 
     sources: str = setting(
         "microworld",
-        "comma-separated KIND:PATH@WEIGHT; kind: microworld, text, jsonl, parquet, array_record "
-        "or huggingface; $VARIABLES and globs are expanded, the kind may be left to the ending",
+        "comma-separated KIND:PATH@WEIGHT; kind: microworld, text, jsonl, parquet, array_record, "
+        "huggingface, chat, labels, microworld_chat or microworld_labels; $VARIABLES and globs are "
+        "expanded, the kind may be left to the ending",
     )
     text_field: str = setting("text", "field of jsonl, parquet, array_record, huggingface records")
     text_documents: str = setting(
@@ -660,6 +661,8 @@ class DataConfig:
     microworld_documents: int = setting(200_000, "microworld: documents before it repeats")
     cache: str = setting("", "folder of caches; empty for ~/.cache/jgpt ($JGPT_CACHE)")
     cleaning: CleaningConfig = setting(CleaningConfig, "filters over documents")
+    chat: ChatConfig = setting(ChatConfig, "conversations")
+    labels: LabelsConfig = setting(LabelsConfig, "labelled records")
     max_bad_records: int = setting(100, "unreadable records (UTF-8, JSON) before the run stops")
     sequence_length: int = setting(256, "tokens per row")
     batch_size: int = setting(16, "rows per step, over all processes")
@@ -911,12 +914,13 @@ class Config:
                 "objective.name='span_corruption' needs an encoder-decoder: set "
                 "model.encoder_layers above 0"
             )
-        if name == "pretrain" and (model.attention == "bidirectional" or model.encoder_layers):
+        bidirectional = model.attention == "bidirectional" or model.encoder_layers
+        if name in ("pretrain", "sft") and bidirectional:
             kind, other = ("an encoder-decoder", "span_corruption")
             if model.attention == "bidirectional":
                 kind, other = ("a bidirectional model", "mlm")
             raise ConfigError(
-                f"objective.name='pretrain' predicts the next token, which {kind} cannot be "
+                f"objective.name={name!r} predicts the next token, which {kind} cannot be "
                 f"trained on; set it to {other!r}"
             )
         silent = model.attention == "bidirectional" or model.encoder_layers > 0

@@ -1,5 +1,6 @@
 """The filters of `CleaningConfig` over a stream of documents, with a count of what each removed."""
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -91,6 +92,15 @@ def changes(config: CleaningConfig) -> list[tuple[str, Callable[[str], str]]]:
         ("surrounding space", True, filters.strip_blank),
     ]
     return [(name, change) for name, wanted, change in steps if wanted]
+
+
+def record_cleaning(config: CleaningConfig) -> Callable[[str], str]:
+    """What is done to the texts within records: `normalize` and `strip_control`.
+
+    The other filters know documents; in a conversation 《》 or a repeated line is meant.
+    """
+    steps = [f for name, f in changes(config) if name in ("normalize", "strip_control")]
+    return lambda text: functools.reduce(lambda value, step: step(value), steps, text)
 
 
 def rejections(config: CleaningConfig) -> list[tuple[str, Callable[[str], bool]]]:

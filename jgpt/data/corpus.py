@@ -2,8 +2,9 @@
 
 A document belongs to the validation side when the 64-bit hash of its cleaned text, as a fraction of
 2**64, lies below `data.validation_fraction`: identical texts are never on both sides, whatever
-their order, source or process. Sources with an index are cleaned once into a `Store`; the
-microworld is generated as it is read; Hugging Face datasets are cleaned as they stream.
+their order, source or process. Of a record it is the question, without replies and labels, that
+is hashed. Sources with an index are cleaned once into a `Store`; the microworld is generated as it
+is read; Hugging Face datasets are cleaned as they stream.
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,25 +23,28 @@ from jgpt.config import DataConfig
 from jgpt.data import microworld
 from jgpt.data.cleaning import CleaningReport, clean
 from jgpt.data.document import Document
+from jgpt.data.encoding import ITEMS
 from jgpt.data.microworld import cache as microworld_cache
 from jgpt.data.records import BadRecords, DataError
 from jgpt.data.sources import SourceSpec, file_identities, parse_sources, read_documents
 from jgpt.data.split import is_validation, validation_bound
 from jgpt.data.store import Store, cache_folder, store_key, write_store
 from jgpt.data.stream import StreamTexts
+from jgpt.data.tasks import MicroworldConversations, MicroworldLabels
 
 _log = logging.getLogger(__name__)
 
 
 class Source(Protocol):
-    """One source, cleaned and split.
+    """One source, cleaned and split. What it gives are strings: texts, or records as JSON.
 
-    Sources with an index also have `len()` and `[index]`, which gives the text, or None for a
-    document that is kept for validation.
+    `items` says which (a key of `encoding.ITEMS`). Sources with an index also have `len()` and
+    `[index]`, which gives the text, or None for a document that is kept for validation.
     """
 
     name: str
     fingerprint: str
+    items: str
 
     def training_texts(self) -> Iterator[str]:
         """Texts of the training side once, in the source's own order."""
@@ -52,9 +56,10 @@ class Source(Protocol):
 class StoredTexts:
     """The training side of a store, in file order."""
 
-    def __init__(self, name: str, store: Store, fraction: float):
-        self.name = name
-        self.fingerprint = store.fingerprint
+    def __init__(self, name: str, store: Store, fraction: float, items: str = "text"):
+        self.name, self.items = name, items
+        # Of records the hashes do not tell replies and labels.
+        self.fingerprint = store.fingerprint if items == "text" else store.content_hash()
         self._store = store
         kept = store.hashes < np.uint64(min(validation_bound(fraction), 2**64 - 1))
         self._training = np.flatnonzero(~kept)
@@ -112,11 +117,16 @@ class MicroworldDocuments(Sequence[Document]):
 
 
 class GeneratedTexts:
-    """The microworld, generated (or read from its cache) when indexed; written clean."""
+    """The microworld, generated (or read from its cache) when indexed; written clean.
 
-    def __init__(self, documents: Sequence[Any], name: str, fraction: float):
-        self.name = name
-        sample = "\n".join(documents[i].text for i in range(min(200, len(documents))))
+    Tasks made of it have None for documents that are of no use to them.
+    """
+
+    def __init__(self, documents: Sequence[Any], name: str, fraction: float, items: str = "text"):
+        self.name, self.items = name, items
+        self._asked = ITEMS[items].asked
+        first = (documents[i] for i in range(min(200, len(documents))))
+        sample = "\n".join(document.text for document in first if document is not None)
         identity = f"{name} {len(documents)}\n{sample}"
         self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:16]
         self._documents = documents
@@ -126,16 +136,20 @@ class GeneratedTexts:
         return len(self._documents)
 
     def __getitem__(self, index: int) -> str | None:
-        text = self._documents[index].text
-        return None if is_validation(text, self._fraction) else text
+        document = self._documents[index]
+        if document is None or is_validation(self._asked(document.text), self._fraction):
+            return None
+        return document.text
 
     def training_texts(self) -> Iterator[str]:
         texts = (self[index] for index in range(len(self)))
         return (text for text in texts if text is not None)
 
     def validation_texts(self) -> Iterator[str]:
-        texts = (document.text for document in self._documents)
-        return (text for text in texts if is_validation(text, self._fraction))
+        for index in range(len(self._documents)):
+            document = self._documents[index]
+            if document is not None and is_validation(self._asked(document.text), self._fraction):
+                yield document.text
 
 
 @dataclass
@@ -184,7 +198,7 @@ class Corpus:
     fingerprint: str
 
     def training_texts(self) -> Iterator[str]:
-        """Cleaned texts of the training side once, each source in its order.
+        """Cleaned texts of the training side once, each source in its order; records as text.
 
         Sources take turns by weight (counted in characters) until all are exhausted, so that the
         start of the iteration is a fair sample of the mixture.
@@ -198,16 +212,29 @@ class Corpus:
             if text is None:
                 left.remove(turn)
             else:
+                text = ITEMS[self.sources[turn].items].readable(text)
                 spent[turn] += len(text)
                 yield text
 
-    def validation_texts(self) -> list[str]:
-        """At most `validation_documents` texts of the validation side, by weight from each."""
-        texts = []
-        for source, weight in zip(self.sources, self.weights, strict=True):
+    def validation_items(self) -> list[tuple[int, str]]:
+        """(source, text or record) of the validation side, by weight from each.
+
+        At most `validation_documents` in all.
+        """
+        found = []
+        for s, (source, weight) in enumerate(zip(self.sources, self.weights, strict=True)):
             most = max(1, round(weight * self.validation_documents))
-            texts += itertools.islice(source.validation_texts(), most)
-        return texts[: self.validation_documents]
+            found += [(s, text) for text in itertools.islice(source.validation_texts(), most)]
+        return found[: self.validation_documents]
+
+    def validation_texts(self) -> list[str]:
+        """Those items."""
+        return [text for _, text in self.validation_items()]
+
+    @property
+    def labelled(self) -> bool:
+        """Whether rows have labels."""
+        return any(source.items == "labels" for source in self.sources)
 
 
 def open_corpus(config: DataConfig) -> Corpus:
@@ -217,6 +244,7 @@ def open_corpus(config: DataConfig) -> Corpus:
         DataError: a source that cannot be used; one line with the file or setting and the remedy.
     """
     specs = parse_sources(config.sources)
+    _check_packing(specs, config)
     report = CorpusReport()
     sources = [_open_source(spec, config, report) for spec in specs]
     total = sum(spec.weight for spec in specs)
@@ -232,6 +260,13 @@ def _open_source(spec: SourceSpec, config: DataConfig, report: CorpusReport) -> 
         report.add(config.microworld_documents, None)
         documents = open_microworld(config)
         return GeneratedTexts(documents, spec.name, config.validation_fraction)
+    if spec.kind in ("microworld_chat", "microworld_labels"):
+        size = config.microworld_documents
+        report.add(size, None)
+        tasks: Sequence[Document | None] = MicroworldConversations(size)
+        if spec.kind == "microworld_labels":
+            tasks = MicroworldLabels(spec.path, size, config.labels)
+        return GeneratedTexts(tasks, spec.name, config.validation_fraction, spec.items)
     if spec.kind == "huggingface":
         report.add(None, None)
         return StreamTexts(spec, config)
@@ -246,6 +281,8 @@ def _open_files(spec: SourceSpec, config: DataConfig, report: CorpusReport) -> S
         "text_documents": config.text_documents if spec.kind == "text" else "",
         "cleaning": dataclasses.asdict(config.cleaning),
     }
+    if spec.items == "labels":
+        identity["labels"] = dataclasses.asdict(config.labels)
     folder = cache_folder(config.cache) / "corpora" / store_key(identity)
     if not Store.exists(folder):
         _prepare(folder, spec, config)
@@ -259,13 +296,17 @@ def _open_files(spec: SourceSpec, config: DataConfig, report: CorpusReport) -> S
     report.bad_records += bad.count
     report.bad_examples += bad.examples
     report.cleaning.add(cleaning)
-    return StoredTexts(spec.name, store, config.validation_fraction)
+    return StoredTexts(spec.name, store, config.validation_fraction, spec.items)
 
 
 def _prepare(folder: Any, spec: SourceSpec, config: DataConfig) -> None:
     bad = BadRecords(config.max_bad_records)
     cleaning = CleaningReport()
-    documents = clean(read_documents(spec, config, bad), config.cleaning, cleaning)
+    documents = read_documents(spec, config, bad)
+    if spec.items == "text":
+        documents = clean(documents, config.cleaning, cleaning)
+    else:  # cleaned field by field
+        documents = _counted(documents, ITEMS[spec.items].readable, cleaning)
     write_store(
         folder,
         documents,
@@ -273,7 +314,20 @@ def _prepare(folder: Any, spec: SourceSpec, config: DataConfig) -> None:
             "bad": {"count": bad.count, "examples": bad.examples},
             "cleaning": cleaning.to_dict(),
         },
+        ITEMS[spec.items].asked,
     )
+
+
+def _counted(
+    documents: Iterator[Document], readable: Callable[[str], str], report: CleaningReport
+) -> Iterator[Document]:
+    for document in documents:
+        size = len(readable(document.text))
+        report.documents_in += 1
+        report.documents_out += 1
+        report.characters_in += size
+        report.characters_out += size
+        yield document
 
 
 def _why_empty(spec: SourceSpec, bad: BadRecords, cleaning: CleaningReport) -> str:
@@ -289,6 +343,20 @@ def _why_empty(spec: SourceSpec, bad: BadRecords, cleaning: CleaningReport) -> s
             f"{spec.name}: all {bad.count} records are unreadable, the first at {bad.examples[0]}"
         )
     return f"{spec.name} holds no document; is the file empty?"
+
+
+def _check_packing(specs: list[SourceSpec], config: DataConfig) -> None:
+    items = {spec.items for spec in specs}
+    if "chat" in items and config.packing == "split":
+        raise DataError(
+            "data.packing='split' would cut conversations between question and reply; set it to "
+            "'best_fit' or 'none'"
+        )
+    if "labels" in items and (items != {"labels"} or config.packing != "none"):
+        raise DataError(
+            "labelled records stand one in a row and beside nothing else: set data.packing to "
+            f"'none' and leave labels alone in data.sources ({config.sources!r})"
+        )
 
 
 def _check_sides(sources: list[Source], config: DataConfig) -> None:

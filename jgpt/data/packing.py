@@ -22,10 +22,14 @@ class Segment(NamedTuple):
     Attributes:
         tokens: [n + 1] int32; inputs are all but the last, targets all but the first.
         characters: code points of the text that these positions account for.
+        learned: [n] bool, the targets that count; None for all.
+        label: of the whole segment; None where it has none.
     """
 
     tokens: np.ndarray
     characters: int
+    learned: np.ndarray | None = None
+    label: float | None = None
 
     @property
     def size(self) -> int:
@@ -36,7 +40,8 @@ class Segment(NamedTuple):
         """Positions `start` to `end`, with their share of the characters (shares add up)."""
         size = self.size
         share = self.characters * end // size - self.characters * start // size
-        return Segment(self.tokens[start : end + 1], share)
+        learned = None if self.learned is None else self.learned[start:end]
+        return Segment(self.tokens[start : end + 1], share, learned, self.label)
 
 
 Row = list[Segment]
@@ -187,22 +192,49 @@ def encode_rows(rows: Sequence[Row]) -> dict[str, Any]:
     segments = [segment for row in rows for segment in row]
     tokens = np.concatenate([s.tokens for s in segments]) if segments else np.zeros(0, np.int32)
     dtype = np.dtype("<u2" if tokens.size == 0 or tokens.max() < 2**16 else "<u4")
-    return {
+    state = {
         "segments": [len(row) for row in rows],
         "lengths": [len(segment.tokens) for segment in segments],
         "characters": [int(segment.characters) for segment in segments],
         "dtype": dtype.str,
-        "tokens": base64.b64encode(zlib.compress(tokens.astype(dtype).tobytes(), 1)).decode(),
+        "tokens": _packed(tokens.astype(dtype)),
     }
+    if any(segment.learned is not None for segment in segments):
+        masks = [_mask(segment) for segment in segments]
+        state["learned"] = _packed(np.packbits(np.concatenate(masks)))
+    if any(segment.label is not None for segment in segments):
+        state["labels"] = [segment.label for segment in segments]
+    return state
+
+
+def _packed(values: np.ndarray) -> str:
+    return base64.b64encode(zlib.compress(values.tobytes(), 1)).decode()
+
+
+def _mask(segment: Segment) -> np.ndarray:
+    return np.ones(segment.size, bool) if segment.learned is None else segment.learned
 
 
 def decode_rows(state: dict[str, Any]) -> list[Row]:
     """The rows that `encode_rows` was given."""
     data = zlib.decompress(base64.b64decode(state["tokens"]))
     tokens = np.frombuffer(data, dtype=np.dtype(state["dtype"])).astype(np.int32)
-    ends = np.cumsum(state["lengths"], dtype=np.int64)
-    segments = iter(
-        Segment(tokens[end - length : end], characters)
-        for end, length, characters in zip(ends, state["lengths"], state["characters"], strict=True)
-    )
+    lengths = state["lengths"]
+    found = [
+        Segment(part, characters)
+        for part, characters in zip(_cut(tokens, lengths), state["characters"], strict=True)
+    ]
+    if "learned" in state:
+        bits = np.frombuffer(zlib.decompress(base64.b64decode(state["learned"])), np.uint8)
+        sizes = [segment.size for segment in found]
+        masks = _cut(np.unpackbits(bits, count=sum(sizes)).astype(bool), sizes)
+        found = [s._replace(learned=mask) for s, mask in zip(found, masks, strict=True)]
+    if "labels" in state:
+        found = [s._replace(label=label) for s, label in zip(found, state["labels"], strict=True)]
+    segments = iter(found)
     return [[next(segments) for _ in range(count)] for count in state["segments"]]
+
+
+def _cut(values: np.ndarray, lengths: Sequence[int]) -> list[np.ndarray]:
+    """Consecutive parts of these lengths."""
+    return np.split(values, np.cumsum(lengths, dtype=np.int64)[:-1]) if lengths else []

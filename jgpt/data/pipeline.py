@@ -26,13 +26,15 @@ from jgpt.data.rows import (
     RowsDataset,
     Snapshot,
     Start,
+    label_dtype,
+    make_encoders,
     merge_bookmarks,
     merge_snapshots,
     shards_of,
 )
 from jgpt.data.shards import ShardState
 from jgpt.data.stats import Counts, PipelineStats
-from jgpt.data.transforms import Arrays, concatenate, document_segment, rows_to_arrays
+from jgpt.data.transforms import Arrays, concatenate, rows_to_arrays
 
 __all__ = [
     "BatchIterator",
@@ -209,6 +211,7 @@ def check_parts(config: DataConfig, process_count: int) -> None:
 
 def identity(corpus: Corpus, tokenizer: Any, config: DataConfig) -> dict[str, Any]:
     """What must be the same for a saved state to mean the same batches."""
+    items = {source.items for source in corpus.sources}
     return {
         "corpus": corpus.fingerprint,
         "tokenizer": tokenizer.fingerprint,
@@ -219,6 +222,8 @@ def identity(corpus: Corpus, tokenizer: Any, config: DataConfig) -> dict[str, An
         "virtual_shards": config.virtual_shards,
         "shuffle": config.shuffle,
         "seed": config.seed,
+        # Only where they matter, so that states from before there were records stay good.
+        **({"chat": dataclasses.asdict(config.chat)} if "chat" in items else {}),
     }
 
 
@@ -261,16 +266,20 @@ def validation_batches(
             f"the validation batch of {batch_size} rows cannot be shared by "
             f"{process_count} processes"
         )
-    texts = corpus.validation_texts()
+    items = corpus.validation_items()
     length = config.sequence_length
-    packer = NonePacker(length) if config.packing == "none" else BestFitPacker(length, len(texts))
-    for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
-        packer.add(document_segment(ids, len(text), tokenizer.bos_id, tokenizer.eos_id))
+    packer = NonePacker(length) if config.packing == "none" else BestFitPacker(length, len(items))
+    for s, encode in enumerate(make_encoders(corpus, tokenizer, config)):
+        for encoded in encode([text for source, text in items if source == s]):
+            packer.add(encoded.segment)
     packer.flush()
     rows = list(packer.ready)
     rows += [[]] * (-len(rows) % batch_size)
     size = batch_size // process_count
     starts = range(process_index * size, len(rows), batch_size)
     return [
-        rows_to_arrays(rows[start : start + size], length, tokenizer.pad_id) for start in starts
+        rows_to_arrays(
+            rows[start : start + size], length, tokenizer.pad_id, label_dtype(corpus, config)
+        )
+        for start in starts
     ]

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import grain
+import numpy as np
 
 from jgpt.config import DataConfig
 from jgpt.data.corpus import Corpus
+from jgpt.data.encoding import ITEMS, Encoder
 from jgpt.data.order import Bookmarks, make_order
 from jgpt.data.shards import ShardState, VirtualShard
 from jgpt.data.stats import Counts
@@ -50,6 +52,18 @@ class Made:
     snapshot: Snapshot | None
     counts: Counts
     ended: bool
+
+
+def make_encoders(corpus: Corpus, tokenizer: Any, config: DataConfig) -> list[Encoder]:
+    """One per source."""
+    return [ITEMS[source.items].encoder(tokenizer, config) for source in corpus.sources]
+
+
+def label_dtype(corpus: Corpus, config: DataConfig) -> type | None:
+    """Of the batches' `labels`: classes are int32, numbers float32; None where there are none."""
+    if not corpus.labelled:
+        return None
+    return np.int32 if config.labels.classes else np.float32
 
 
 def rows_of_part(step: int, part: int, parts: int, config: DataConfig) -> Sequence[int]:
@@ -124,8 +138,9 @@ class RowsIterator(grain.DatasetIterator):
         dataset = self._dataset
         config, start, corpus = dataset.config, dataset.start, dataset.corpus
         self._orders = [make_order(source, s, config) for s, source in enumerate(corpus.sources)]
+        encoders = make_encoders(corpus, dataset.tokenizer, config)
         self._shards = {
-            index: VirtualShard(index, self._orders, corpus.weights, dataset.tokenizer, config)
+            index: VirtualShard(index, self._orders, corpus.weights, encoders, config)
             for index in sorted(shards_of(dataset.part, dataset.parts, config))
         }
         for index, shard in self._shards.items():
@@ -173,7 +188,10 @@ class RowsIterator(grain.DatasetIterator):
         rows = self._rows()
         config = self._dataset.config
         arrays = rows_to_arrays(
-            [row or [] for row in rows], config.sequence_length, self._dataset.tokenizer.pad_id
+            [row or [] for row in rows],
+            config.sequence_length,
+            self._dataset.tokenizer.pad_id,
+            label_dtype(self._dataset.corpus, config),
         )
         ended = all(shard.ended for shard in self._shards.values())
         made = Made(self._step, arrays, snapshot, self._take_counts(), ended)

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jgpt.config import DataConfig
+from jgpt.data.encoding import Encoded, Encoder
 from jgpt.data.order import EndOfData, Order
-from jgpt.data.packing import Row, Segment, decode_rows, encode_rows, make_packer
+from jgpt.data.packing import Row, decode_rows, encode_rows, make_packer
 from jgpt.data.records import DataError
 from jgpt.data.stats import Counts
-from jgpt.data.transforms import document_segment
 
 REFILL_CHARACTERS = 2048
 REFILL_DOCUMENTS = 64
@@ -60,10 +60,7 @@ class ShardState(NamedTuple):
 
 
 class _Waiting(NamedTuple):
-    segment: Segment
-    characters: int
-    tokens: int
-    unknown: int
+    encoded: Encoded
     taken: int
 
 
@@ -94,12 +91,12 @@ class VirtualShard:
         index: int,
         orders: Sequence[Order],
         weights: Sequence[float],
-        tokenizer: Any,
+        encoders: Sequence[Encoder],
         config: DataConfig,
     ):
         self._index = index
         self._config = config
-        self._tokenizer = tokenizer
+        self._encoders = encoders
         self._weights = weights
         self._readers = [_Reader(order) for order in orders]
         phase = np.random.default_rng((config.seed % 2**32, index)).random(len(self._readers))
@@ -146,8 +143,7 @@ class VirtualShard:
         return None
 
     def _take(self, source: int) -> None:
-        document = self._readers[source].waiting.popleft()
-        self._taken[source] = document.taken
+        document, self._taken[source] = self._readers[source].waiting.popleft()
         self._spent[source] += document.segment.size
         self._packer.add(document.segment)
         counts = self.counts
@@ -155,19 +151,18 @@ class VirtualShard:
         counts.characters[source] += document.characters
         counts.tokens[source] += document.tokens
         counts.unknown[source] += document.unknown
+        counts.exchanges_dropped[source] += document.cuts.exchanges
+        counts.prompts_cut[source] += document.cuts.prompts
+        counts.replies_cut[source] += document.cuts.replies
 
     def _refill(self, source: int) -> bool:
         """Reads and tokenises the next documents of a source; False when it has ended."""
         reader = self._readers[source]
         texts, places = self._read(reader)
         started = time.perf_counter()
-        batch = self._tokenizer.encode_batch(texts) if texts else []
+        batch = self._encoders[source](texts) if texts else []
         self.counts.tokenize_seconds += time.perf_counter() - started
-        bos, eos, unk = (getattr(self._tokenizer, f"{name}_id") for name in ("bos", "eos", "unk"))
-        for text, ids, place in zip(texts, batch, places, strict=True):
-            segment = document_segment(ids, len(text), bos, eos)
-            unknown = int(np.count_nonzero(segment.tokens[1:-1] == unk))
-            reader.waiting.append(_Waiting(segment, len(text), len(ids), unknown, place))
+        reader.waiting.extend(map(_Waiting, batch, places))
         return bool(texts)
 
     def _read(self, reader: _Reader) -> tuple[list[str], list[int]]:

@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from jgpt.config import DataConfig
+from jgpt.data.cleaning import record_cleaning
+from jgpt.data.conversations import read_conversations
 from jgpt.data.document import Document
+from jgpt.data.labels import read_labelled
 from jgpt.data.records import (
     BadRecords,
     DataError,
@@ -22,8 +25,16 @@ from jgpt.data.records import (
     read_text,
 )
 
-FILE_KINDS = ("text", "jsonl", "parquet", "array_record")
-KINDS = ("microworld", *FILE_KINDS, "huggingface")
+FILE_KINDS = ("text", "jsonl", "parquet", "array_record", "chat", "labels")
+WITHOUT_PATH = ("microworld", "microworld_chat")
+KINDS = (*WITHOUT_PATH, "microworld_labels", *FILE_KINDS, "huggingface")
+ITEM_KINDS = {
+    "chat": "chat",
+    "microworld_chat": "chat",
+    "labels": "labels",
+    "microworld_labels": "labels",
+}
+"""What a source's items are; plain text where it is not here."""
 
 _ENDINGS = {
     ".txt": "text",
@@ -56,6 +67,11 @@ class SourceSpec:
     def name(self) -> str:
         return f"{self.kind}:{self.path}" if self.path else self.kind
 
+    @property
+    def items(self) -> str:
+        """`text`, `chat` or `labels`."""
+        return ITEM_KINDS.get(self.kind, "text")
+
 
 def parse_sources(text: str) -> list[SourceSpec]:
     """The sources of `data.sources`: comma-separated `KIND:PATH@WEIGHT`; kind and weight optional.
@@ -81,10 +97,10 @@ def _parse_source(text: str) -> SourceSpec:
         )
     path = os.path.expanduser(expand_variables(path))
     kind = kind or kind_by_ending(path)
-    if kind != "microworld" and not path:
+    if kind not in WITHOUT_PATH and not path:
         raise DataError(f"data.sources names {kind!r} without a path; write {kind}:PATH")
-    if kind == "microworld" and path:
-        raise DataError(f"the microworld has no path, but data.sources says {text!r}")
+    if kind in WITHOUT_PATH and path:
+        raise DataError(f"{kind} has no path, but data.sources says {text!r}")
     return SourceSpec(kind, path, weight)
 
 
@@ -99,6 +115,12 @@ def _split_weight(text: str) -> tuple[str, float]:
     if not (math.isfinite(weight) and weight > 0):
         raise DataError(f"the weight in data.sources {text!r} must be a positive number")
     return body, weight
+
+
+def item_kinds(text: str) -> set[str]:
+    """What the sources of `data.sources` hold (`text`, `chat`, `labels`), without opening them."""
+    kinds = {part.strip().partition(":")[0].partition("@")[0] for part in text.split(",")}
+    return {ITEM_KINDS.get(kind, "text") for kind in kinds}
 
 
 def expand_variables(text: str) -> str:
@@ -156,7 +178,7 @@ def find_files(spec: SourceSpec) -> list[Path]:
 
 def _has_kind(name: str, kind: str) -> bool:
     try:
-        return kind_by_ending(name) == kind
+        return kind_by_ending(name) == ("jsonl" if kind in ITEM_KINDS else kind)
     except DataError:
         return False
 
@@ -173,6 +195,10 @@ def read_documents(spec: SourceSpec, config: DataConfig, bad: BadRecords) -> Ite
         "jsonl": functools.partial(read_jsonl, text_field=field),
         "parquet": functools.partial(read_parquet, text_field=field),
         "array_record": functools.partial(read_array_record, text_field=field),
+        "chat": functools.partial(read_conversations, clean=record_cleaning(config.cleaning)),
+        "labels": functools.partial(
+            read_labelled, clean=record_cleaning(config.cleaning), settings=config.labels
+        ),
     }
     for path in find_files(spec):
         yield from readers[spec.kind](path, bad)

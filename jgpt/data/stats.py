@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+CUTS = ("exchanges_dropped", "prompts_cut", "replies_cut")
+PER_SOURCE = ("documents", "characters", "tokens", "unknown", *CUTS)
+
 
 @dataclass
 class Counts:
@@ -11,6 +14,7 @@ class Counts:
         documents, characters: taken from the sources (cleaned text).
         tokens: token ids without bos and eos, per source.
         unknown: how many of them are the unk token, per source.
+        exchanges_dropped, prompts_cut, replies_cut: per source, what did not fit into a row.
         tokenize_seconds: spent encoding.
     """
 
@@ -18,14 +22,17 @@ class Counts:
     characters: list[int]
     tokens: list[int]
     unknown: list[int]
+    exchanges_dropped: list[int]
+    prompts_cut: list[int]
+    replies_cut: list[int]
     tokenize_seconds: float = 0.0
 
     @classmethod
     def zero(cls, num_sources: int) -> "Counts":
-        return cls(*([0] * num_sources for _ in range(4)))
+        return cls(*([0] * num_sources for _ in PER_SOURCE))
 
     def add(self, other: "Counts") -> None:
-        for name in ("documents", "characters", "tokens", "unknown"):
+        for name in PER_SOURCE:
             mine, theirs = getattr(self, name), getattr(other, name)
             setattr(self, name, [a + b for a, b in zip(mine, theirs, strict=True)])
         self.tokenize_seconds += other.tokenize_seconds
@@ -75,6 +82,11 @@ class PipelineStats:
     def unknown_share(self) -> float:
         """The unk token's share of the tokens."""
         return sum(self.counts.unknown) / max(1, self.tokens)
+
+    @property
+    def cuts(self) -> dict[str, int]:
+        """What did not fit into rows, by kind, over all sources."""
+        return {name: sum(getattr(self.counts, name)) for name in CUTS}
 
     @property
     def epochs(self) -> list[float | None]:

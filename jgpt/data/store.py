@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +51,15 @@ def store_key(values: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def write_store(folder: Path, documents: Iterable[Document], report: Any) -> None:
+def write_store(
+    folder: Path,
+    documents: Iterable[Document],
+    report: Any,
+    asked: Callable[[str], str] = lambda text: text,
+) -> None:
     """Writes the store `folder`; `report()` is asked for its JSON values after the last document.
+
+    `asked(text)` is what is hashed: it decides the validation split.
 
     Raises:
         DataError: the disk is full or not writable.
@@ -65,7 +72,7 @@ def write_store(folder: Path, documents: Iterable[Document], report: Any) -> Non
             f"cannot write {folder.parent} ({error.strerror}); set data.cache"
         ) from error
     try:
-        _write(temporary, documents, report)
+        _write(temporary, documents, report, asked)
         _publish(temporary, folder)
     except OSError as error:
         raise DataError(f"cannot write {folder} ({error.strerror}); set data.cache") from error
@@ -73,14 +80,16 @@ def write_store(folder: Path, documents: Iterable[Document], report: Any) -> Non
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write(folder: Path, documents: Iterable[Document], report: Any) -> None:
+def _write(
+    folder: Path, documents: Iterable[Document], report: Any, asked: Callable[[str], str]
+) -> None:
     offsets, hashes = [0], []
     with (folder / "text.bin").open("wb") as file:
         for document in documents:
             data = document.text.encode("utf-8")
             file.write(data)
             offsets.append(offsets[-1] + len(data))
-            hashes.append(text_hash(data))
+            hashes.append(text_hash(asked(document.text).encode("utf-8")))
     np.save(folder / "offsets.npy", np.asarray(offsets, np.int64))
     np.save(folder / "hashes.npy", np.asarray(hashes, np.uint64))
     (folder / _REPORT).write_text(json.dumps(report(), ensure_ascii=False), encoding="utf-8")
@@ -129,6 +138,10 @@ class Store:
     def __getitem__(self, index: int) -> str:
         start, end = self._offsets[index], self._offsets[index + 1]
         return self._text[start:end].tobytes().decode("utf-8")
+
+    def content_hash(self) -> str:
+        """Hash of all that is stored."""
+        return hashlib.sha256(self._text).hexdigest()[:16]
 
     @property
     def fingerprint(self) -> str:

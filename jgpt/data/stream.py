@@ -55,7 +55,7 @@ class StreamTexts:
     """
 
     def __init__(self, spec: SourceSpec, config: DataConfig):
-        self.name = spec.name
+        self.name, self.items = spec.name, spec.items
         self._path = spec.path
         self._config = config
         cleaning = config.cleaning

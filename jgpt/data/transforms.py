@@ -17,14 +17,24 @@ def document_segment(ids: Sequence[int], characters: int, bos_id: int, eos_id: i
     return Segment(tokens, characters)
 
 
-def rows_to_arrays(rows: Sequence[Row], length: int, pad_id: int) -> Arrays:
+def rows_to_arrays(
+    rows: Sequence[Row], length: int, pad_id: int, label_dtype: type | None = None
+) -> Arrays:
     """The batch of some packed rows; an empty row is all padding.
+
+    Args:
+        rows: at most `length` positions each.
+        length: S.
+        pad_id: fills up inputs and targets.
+        label_dtype: np.int32 (classes) or np.float32 (numbers) where segments have labels, one a
+            row; None where they have none.
 
     Returns:
         Arrays [len(rows), length]: `inputs`, `targets` (int32, `pad_id` in padding), `loss_weights`
-        (float32, 1 on every target, 0 in padding), `positions` (int32, from 0 in each segment),
-        `segment_ids` (int32, 1, 2, ... in each row, 0 in padding), `characters` (int32, code points
-        of a segment at its last target, 0 elsewhere).
+        (float32, 1 on every target that counts, 0 in padding), `positions` (int32, from 0 in each
+        segment), `segment_ids` (int32, 1, 2, ... in each row, 0 in padding), `characters` (int32,
+        code points of a segment at its last target that counts, 0 elsewhere), and with
+        `label_dtype` `labels` [len(rows)], which is -1 or NaN for an empty row.
     """
     shape = (len(rows), length)
     inputs = np.full(shape, pad_id, np.int32)
@@ -32,6 +42,7 @@ def rows_to_arrays(rows: Sequence[Row], length: int, pad_id: int) -> Arrays:
     positions = np.zeros(shape, np.int32)
     segment_ids = np.zeros(shape, np.int32)
     characters = np.zeros(shape, np.int32)
+    loss_weights = np.zeros(shape, np.float32)
     counting = np.arange(length, dtype=np.int32)
     for r, row in enumerate(rows):
         start = 0
@@ -41,16 +52,24 @@ def rows_to_arrays(rows: Sequence[Row], length: int, pad_id: int) -> Arrays:
             targets[r, start:end] = segment.tokens[1:]
             positions[r, start:end] = counting[: segment.size]
             segment_ids[r, start:end] = number
-            characters[r, end - 1] = segment.characters
+            loss_weights[r, start:end] = 1 if segment.learned is None else segment.learned
+            counted = np.flatnonzero(loss_weights[r, start:end])
+            if counted.size:
+                characters[r, start + counted[-1]] = segment.characters
             start = end
-    return {
+    arrays = {
         "inputs": inputs,
         "targets": targets,
-        "loss_weights": (segment_ids > 0).astype(np.float32),
+        "loss_weights": loss_weights,
         "positions": positions,
         "segment_ids": segment_ids,
         "characters": characters,
     }
+    if label_dtype is not None:
+        none = -1 if label_dtype is np.int32 else np.nan
+        found = [row[0].label if row else none for row in rows]
+        arrays["labels"] = np.asarray(found, label_dtype)
+    return arrays
 
 
 def concatenate(parts: Sequence[Arrays]) -> Arrays:

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 
 from jgpt.config import Config, ConfigError
-from jgpt.objectives import labels, mlm, pretrain, span_corruption
+from jgpt.objectives import labels, mlm, pretrain, sft, span_corruption
 from jgpt.objectives.objective import Apply, Loss, Objective, Prepare, prepare_nothing, ratio
 
 OBJECTIVES: dict[str, Callable[[Config], Objective]] = {
     "pretrain": pretrain.make,
+    "sft": sft.make,
     "mlm": mlm.make,
     "span_corruption": span_corruption.make,
     "classification": labels.make_classification,

@@ -66,8 +66,8 @@ def _make(figures: Callable[[Array, Array], Parts], counts: Callable[[Array], Ar
     def loss(apply: Apply, variables: PyTree, batch: Batch, key: Array | None) -> Loss:
         if "labels" not in batch:
             raise ConfigError(
-                "batch['labels'] is missing, and text has none: make the batches yourself, as "
-                "docs/encoders.md shows"
+                "batch['labels'] is missing, and text has none: name a source of kind labels in "
+                "data.sources, or make the batches yourself, as docs/encoders.md shows"
             )
         labels = batch["labels"]
         outputs, _ = apply(variables, batch, output="labels", key=key)

@@ -6,6 +6,7 @@ settings and functions that Hugging Face's templates count on:
 https://huggingface.co/docs/transformers/chat_templating_writing.
 """
 
+import bisect
 import dataclasses
 import datetime
 import functools
@@ -150,7 +151,7 @@ class ChatTemplate:
             text = _with_marks(text, list(_turns(messages, render)))
         parts, spans = _parts(text, tokenizer.special_names)
         ids = tokenizer.encode_parts(parts)
-        mask = _mask(tokenizer, spans, ids)
+        mask = _mask(tokenizer, parts, spans, ids)
         if not any(mask):
             raise ChatError("nothing to train on: the chat has no text of the assistant's")
         return EncodedChat(ids, mask)
@@ -325,20 +326,33 @@ def _parts(
 
 def _mask(
     tokenizer: Tokenizer,
+    parts: Sequence[str | int],
     spans: Sequence[tuple[list[str | int], list[str | int]]],
     ids: Sequence[int],
 ) -> list[bool]:
     """Which tokens have something of a span.
 
     Places are counted in the bytes of the tokens, a special token as one: the tokens before a place
-    may be others when what follows is not there, but their bytes are the same.
+    may be others when what follows is not there, but their bytes are the same. A place right after
+    a special token is known without that, which keeps long chats fast.
     """
     ends = _ends(tokenizer, ids)
+    written = {part for part in parts if isinstance(part, int)}
+    specials = [i for i, token in enumerate(ids) if token in written]
+    countable = len(specials) == sum(isinstance(part, int) for part in parts)
+
+    def place(before: list[str | int]) -> int:
+        if countable and before[-1] == "" and len(before) > 1:
+            return ends[specials[sum(isinstance(part, int) for part in before) - 1] + 1]
+        return _ends(tokenizer, tokenizer.encode_parts(before))[-1]
+
     mask = [False] * len(ids)
     for begin, end in spans:
-        first, last = (_ends(tokenizer, tokenizer.encode_parts(side))[-1] for side in (begin, end))
-        for i in range(len(ids)):
-            mask[i] |= ends[i + 1] > first and ends[i] < last
+        first, last = place(begin), place(end)
+        for i in range(bisect.bisect_right(ends, first) - 1, len(ids)):
+            if ends[i] >= last:
+                break
+            mask[i] = True
     return mask
 
 

@@ -1,18 +1,23 @@
 """What a run measures of its model: validation loss now and then, everything else at its end."""
 
 import dataclasses
+import itertools
+from collections.abc import Callable, Iterator
+from functools import cached_property, partial
 from typing import Any
 
 import jax
 import numpy as np
 
-from jgpt import sharding
+from jgpt import models, sharding
 from jgpt.data.sources import parse_sources
-from jgpt.evals import ngram, perplexity, wellformed
+from jgpt.evals import labels, ngram, perplexity, replies, wellformed
 from jgpt.evals.writing import Sample
 from jgpt.training.setup import Run
 from jgpt.typing import Batch, PyTree
 
+LABELLED = ("classification", "regression")
+"""Objectives whose model gives labels, and no text."""
 REPLAY_LIMIT = 100_000_000
 """Positions of training data up to which a finished run reads its batches again (see `replay`)."""
 
@@ -30,11 +35,52 @@ class Evaluator:
         """Figures on the validation side of the corpus; {} where it has none."""
         if not self._run.validation_batches:
             return {}
+        if self._run.config.objective.name in LABELLED:
+            return dict(self._labels(variables))
         batches = map(self._validation_batch, range(len(self._run.validation_batches)))
         evaluation = perplexity.make(
             self._run.eval_step, batches, emits_unk=self._run.tokenizer.emits_unk
         )
         return dict(evaluation(variables))
+
+    @cached_property
+    def _labels(self) -> Callable[[PyTree], Iterator[tuple[str, float]]]:
+        """Figures of the labels of the validation side."""
+        run = self._run
+
+        @partial(jax.jit, out_shardings=sharding.replicated(run.mesh))
+        def predict(variables: PyTree, batch: Batch) -> dict[str, jax.Array]:
+            outputs, _ = models.apply(run.config.model, variables, batch, output="labels")
+            return {"outputs": outputs, "labels": batch["labels"]}
+
+        def batches() -> Iterator[Batch]:
+            return map(self._validation_batch, range(len(run.validation_batches)))
+
+        return labels.make(predict, batches, run.config.model.num_labels)
+
+    @cached_property
+    def _questions(self) -> list[replies.Question]:
+        """Of the validation side's conversations; none where the run is no fine-tuning on some."""
+        if self._run.config.objective.name != "sft":
+            return []
+        corpus = self._run.corpus
+        held_out = (x for s, x in corpus.validation_items() if corpus.sources[s].items == "chat")
+        return replies.questions_of(held_out)
+
+    @cached_property
+    def _replier(self) -> replies.Replier:
+        """Greedy: what is checked and shown is what the model thinks best."""
+        config = self._run.config
+        sample = dataclasses.replace(config.sample, temperature=0.0, repetition_penalty=1.0)
+        parts = sharding.batch_parts(self._run.mesh)
+        greedy = dataclasses.replace(config, sample=sample)
+        return replies.Replier(greedy, self._run.tokenizer, parts)
+
+    def check(self, variables: PyTree) -> dict[str, float]:
+        """How many held-out questions are answered rightly; {} where none can be checked."""
+        asked = [q for q in self._questions if q.answer is not None]
+        asked = asked[: self._run.config.data.chat.checked]
+        return dict(replies.make(self._replier.write, asked)(variables)) if asked else {}
 
     def _validation_batch(self, index: int) -> Batch:
         """On the devices; what the objective hides in it is the same at every validation."""
@@ -45,8 +91,16 @@ class Evaluator:
         return run.corrupt(batch, jax.random.fold_in(jax.random.key(0), index))
 
     def write(self, variables: PyTree, number: int) -> list[Sample]:
-        """Texts by the model."""
-        return self._run.writer.write(variables, number)
+        """Texts by the model: continued prompts, or replies to questions after fine-tuning."""
+        config = self._run.config
+        if config.objective.name != "sft":
+            return self._run.writer.write(variables, number)
+        asked = self._questions
+        if any(config.sample.prompts):
+            prompts = itertools.islice(itertools.cycle(config.sample.prompts), number)
+            asked = [replies.Question(({"role": "user", "content": p},)) for p in prompts]
+        written = self._replier.write(variables, asked[:number])
+        return [sample for sample in written if sample is not None]
 
     def judge(self, samples: list[Sample]) -> list[dict[str, Any]]:
         """The samples as records, each sentence with the recogniser's verdict where it applies."""
@@ -100,11 +154,12 @@ class Evaluator:
             "unknown_share": stats.unknown_share,
             "epochs": stats.epochs,
             "tokenize_seconds": stats.tokenize_seconds,
+            **{name: count for name, count in stats.cuts.items() if count},
         }
         if samples:
             figures["verbatim_share"] = search.share
         # Counting predicts the next token, and compares with nothing else.
-        if run.corrupt is None and run.all_validation_batches():
+        if run.config.objective.name == "pretrain" and run.all_validation_batches():
             figures |= dict(ngram.make(run.all_validation_batches)(counter))
         return figures
 

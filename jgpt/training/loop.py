@@ -367,6 +367,8 @@ class Loop:
         figures = {**self.validated, "step": steps}
         number = self.config.sample.final_samples
         samples = self._write_samples(state, steps, number) if number else []
+        with self.clock.part("samples"):
+            figures |= self.evaluator.check(train_state.variables(state, use_ema=True))
         with self.clock.part("baselines"):
             figures |= self.evaluator.finish(samples, steps)
         figures |= {
@@ -389,6 +391,10 @@ def closing(figures: dict[str, Any]) -> str:
         "trigram_loss": "Kneser-Ney trigram {:.4f}",
         "unigram_loss": "unigram {:.4f}",
         "validation_bits_per_character": "{:.4f} bits/character",
+        "checked_accuracy": "{:.1%} of questions answered rightly",
+        "exchanges_dropped": "{:,} exchanges dropped",
+        "prompts_cut": "{:,} prompts cut",
+        "replies_cut": "{:,} replies cut",
         "wellformed_share": "{:.1%} of sentences well formed",
         "verbatim_share": "{:.1%} verbatim from training",
         "total_seconds": "{:.0f} s in all",

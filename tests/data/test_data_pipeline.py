@@ -191,7 +191,7 @@ def test_iteration_goes_on_after_close(config):
 
 def test_a_process_may_end_without_closing(config):
     code = f"""
-from jgpt.config import CleaningConfig, DataConfig
+from jgpt.config import ChatConfig, CleaningConfig, DataConfig, LabelsConfig
 from jgpt.data import pipeline
 from jgpt.tokenizers.byte import ByteTokenizer
 config = {config!r}
