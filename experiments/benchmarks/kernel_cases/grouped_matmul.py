@@ -44,6 +44,14 @@ def baked(values: np.ndarray) -> Arithmetic:
     return Arithmetic(at, (len(values),))
 
 
+class Together(tuple):
+    """Tables that a kernel takes as one operand; as long as the walk over them, the last one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self[-1].shape
+
+
 def our_tables(sizes: tuple[int, ...]) -> Callable:
     """Of the kernel's name: the gradient of the matrices visits empty groups too."""
 
@@ -85,8 +93,8 @@ def megablox(function: Callable, groups: str, *arrays: jax.ShapeDtypeStruct) -> 
         def tables(name, operands, grid):
             del name, grid
             offsets, ids, tiles = operands[0]
-            first = baked(offsets), baked(ids[: visits[-1]]), baked(tiles[: visits[-1]])
-            return [first, Arithmetic(lambda i: 0 * i, (1,))]
+            walk = baked(ids[: visits[-1]]), baked(tiles[: visits[-1]])
+            return [Together((baked(offsets), *walk)), Arithmetic(lambda i: 0 * i, (1,))]
 
         backend.make_group_metadata = known
         return Program(functools.partial(function, backend), (*arrays, COUNTS), tables)

@@ -48,9 +48,9 @@ class Chip(NamedTuple):
 
 
 CHIPS = {
-    "TPU v5 lite": Chip(512, 256, 1024, 512, 256, 1, 100 * MIB),
-    "TPU v5": Chip(512, 256, 1024, 512, 256, 2, 56 * MIB),
-    "TPU v6 lite": Chip(512, 256, 1024, 512, 256, 1, 100 * MIB),
+    "TPU v5 lite": Chip(512, 256, 1024, 512, 512, 1, 100 * MIB),
+    "TPU v5": Chip(512, 256, 1024, 512, 512, 2, 56 * MIB),
+    "TPU v6 lite": Chip(512, 256, 1024, 512, 512, 1, 100 * MIB),
 }
 """By device kind; sizes are limits, smaller problems have smaller ones."""
 OTHER_CHIP = Chip(256, 128, 256, 256, 128, 1, 14 * MIB)
