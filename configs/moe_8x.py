@@ -18,7 +18,7 @@ def get_config():
     m.num_layers, m.hidden_size, m.intermediate_size = 16, 1024, 3584
     m.num_heads, m.num_kv_heads, m.head_dim = 8, 4, 128
     m.ffn_pattern, m.moe.num_experts, m.moe.top_k = ("moe",), 8, 2
-    m.dtype, m.remat, m.rope_theta = "bfloat16", "full", 500000.0
+    m.dtype, m.remat, m.rope_theta = "bfloat16", "dots", 500000.0
     c.tokenizer.vocab_size, m.vocab_size = 32768, 32768
     c.data.sequence_length, c.data.batch_size, c.data.workers = 2048, 64, 4
     c.optimizer.learning_rate, c.optimizer.warmup_steps = 3e-4, 2000
