@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jgpt.config import ConfigError, MeshConfig
@@ -81,15 +82,19 @@ def mesh_sizes(config: MeshConfig, num_devices: int) -> dict[str, int]:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh over `devices` (default: all). Axes are Auto: the compiler propagates shardings."""
+    """A mesh over `devices` (default: all). Axes are Auto: the compiler propagates shardings.
+
+    Axes lie along whole dimensions of a TPU's torus where their sizes allow it (16 in 4x4x4); where
+    they do not (8 in 4x4x4), axes share a dimension.
+    """
     devices = list(jax.devices()) if devices is None else list(devices)
     sizes = mesh_sizes(config, len(devices))
-    return jax.make_mesh(
-        tuple(sizes.values()),
-        tuple(sizes),
-        devices=devices,
-        axis_types=(AxisType.Auto,) * len(sizes),
-    )
+    shape, types = tuple(sizes.values()), (AxisType.Auto,) * len(sizes)
+    try:
+        return jax.make_mesh(shape, tuple(sizes), devices=devices, axis_types=types)
+    except NotImplementedError:
+        grid = create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        return Mesh(grid, tuple(sizes), axis_types=types)
 
 
 def spec(axes: Sequence[str | None]) -> PartitionSpec:

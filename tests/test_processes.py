@@ -18,7 +18,8 @@ sys.path.insert(0, str(ROOT / "tests/training"))
 
 from tiny import command_line  # noqa: E402
 
-STEPS = 40
+STEPS = range(35, 50)
+"""Where the data end: somewhere here, after one pass over a corpus of 35 documents."""
 WAIT = 240
 
 
@@ -30,7 +31,9 @@ class Job:
         self.output = folder / f"{workdir}-{time.monotonic_ns()}.txt"
         self.metrics = self.workdir / "metrics.jsonl"
         settings = {
-            "train.steps": STEPS,
+            "data.microworld_documents": 35,
+            "data.epochs": 1,
+            "train.steps": STEPS.stop,
             "train.eval_every": 0,
             "train.sample_every": 0,
             "checkpoint.every": 5,
@@ -100,9 +103,11 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(folder):
-    """Records of an uninterrupted run of one process."""
+    """Records of an uninterrupted run of one process, to the end of the data."""
     statuses, output = Job(folder, "whole", 1).end()
     assert statuses == [0], output
+    [end] = re.findall(r"the data ends at step (\d+)", output)
+    assert int(end) in STEPS
     return records(folder / "whole/metrics.jsonl")
 
 
@@ -114,8 +119,10 @@ def test_two_end_when_one_is_killed_or_told_to_stop_and_one_alone_goes_on(folder
     statuses, output = killed.end()
     about = f"killed process {victim} after step {at}\n{output}"
     assert statuses[victim] == -signal.SIGKILL and statuses[1 - victim] == 75, about
-    [line] = [line for line in output.splitlines() if line.startswith("error: ")]
-    assert re.search("another process of the run was lost .* goes on from checkpoint \\d+", line)
+    errors = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, about
+    lost = "another process of the run was lost .* goes on from checkpoint \\d+"
+    assert re.search(lost, errors[0])
     assert "Traceback" not in output
 
     stopped = Job(folder, "parts", 2, **{"checkpoint.every": 1000})
@@ -145,8 +152,8 @@ def test_four_go_on_from_one_and_end_well(folder, whole, count=4):
 
 
 def check_equal(found: list[dict], whole: list[dict], about: str) -> None:
-    """Other process counts: the same tokens; losses that differ by the order of sums only."""
-    assert [record["step"] for record in found] == list(range(1, STEPS + 1)), about
+    """Other process counts: the same tokens and end; losses differ by the order of sums only."""
+    assert [record["step"] for record in found] == list(range(1, len(whole) + 1)), about
     assert [record["tokens"] for record in found] == [record["tokens"] for record in whole]
     for mine, theirs in zip(found, whole, strict=True):
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-5), about

@@ -73,15 +73,8 @@ CASES = {
 }
 
 
-@pytest.mark.tpu_aot
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
-def test_the_training_step_compiles_for_tpu(name):
-    pytest.importorskip("libtpu", reason="the TPU compiler: pip install libtpu")
-    data = {"sequence_length": 512, "batch_size": 8, "virtual_shards": 64}
-    sections = {n: CASES[name][n] for n in ("model", "mesh")}
-    topology = CASES[name].get("topology", "v5e:2x2")
-    case = {"config": {**sections, "data": data}, "topology": topology}
+def compiled(program, case):
+    """What `program` prints last, run with the TPU compiler on `case`."""
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
@@ -90,14 +83,25 @@ def test_the_training_step_compiles_for_tpu(name):
         "PYTHONPATH": str(ROOT),
     }
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps(case)],
+        [sys.executable, "-c", program, json.dumps(case)],
         env=environment,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    facts = json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.tpu_aot
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_the_training_step_compiles_for_tpu(name):
+    pytest.importorskip("libtpu", reason="the TPU compiler: pip install libtpu")
+    data = {"sequence_length": 512, "batch_size": 8, "virtual_shards": 64}
+    sections = {n: CASES[name][n] for n in ("model", "mesh")}
+    topology = CASES[name].get("topology", "v5e:2x2")
+    facts = compiled(PROGRAM, {"config": {**sections, "data": data}, "topology": topology})
     assert facts["bytes"] < 2**30
     assert facts["kernels"] >= 2, "attention runs in our kernels, forward and backward"
     assert facts["while"], "scanned layers compile to a loop"
@@ -105,3 +109,54 @@ def test_the_training_step_compiles_for_tpu(name):
     if "context" in sections["mesh"]:
         assert "collective-permute" in facts["collectives"]
         assert facts["kernels"] >= 4, "keys at home and keys of the others"
+
+
+LAYER = """
+import json, sys
+import jax, jax.numpy as jnp
+from flax.core import meta
+from jax.experimental import topologies
+from jax.sharding import NamedSharding, PartitionSpec
+from jgpt import sharding
+from jgpt.config import MeshConfig, ModelConfig, MoEConfig
+from jgpt.layers.moe import MoE
+
+found = []
+for name, form in json.loads(sys.argv[1]):
+    topology = topologies.get_topology_desc(platform="tpu", topology_name=name)
+    mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=2, expert=-1), topology.devices)
+    moe = MoEConfig(num_experts=8, top_k=2, exchange=form)
+    config = ModelConfig(hidden_size=256, intermediate_size=256, dtype="bfloat16", moe=moe,
+                         ffn_pattern=("moe",))
+    layer = MoE(config)
+    x = jax.ShapeDtypeStruct((8, 256, 256), jnp.bfloat16)
+    boxed = jax.eval_shape(layer.init, jax.random.key(0), x)["params"]
+    place = lambda leaf, axes: jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, sharding.spec(axes)))
+    params = jax.tree.map(lambda box: place(box.value, box.names), boxed,
+                          is_leaf=lambda box: isinstance(box, meta.AxisMetadata))
+    loss = lambda params, x: jnp.sum(layer.apply({"params": params}, x)[0].astype("float32") ** 2)
+    with jax.set_mesh(mesh):
+        text = jax.jit(jax.grad(loss, (0, 1))).lower(
+            params, place(x, ("batch", "length", None))).compile().as_text()
+    found.append({
+        "rows": [text.count(f" {n}(") + text.count(f" {n}-start(")
+                 for n in ("ragged-all-to-all", "all-to-all")],
+        "kernels": text.count('custom_call_target="tpu_custom_call"'),
+    })
+torus = topologies.get_topology_desc(platform="tpu", topology_name="v5p:4x4x4")
+found.append(dict(sharding.make_mesh(MeshConfig(data=1, fsdp=8, expert=8), torus.devices).shape))
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.tpu_aot
+@pytest.mark.slow
+def test_rows_reach_their_experts_in_both_forms():
+    """By both collectives, forward and backward, with the experts' products in our kernels."""
+    pytest.importorskip("libtpu", reason="the TPU compiler: pip install libtpu")
+    ragged, padded, mesh = compiled(LAYER, [["v5e:2x2", form] for form in ("ragged", "padded")])
+    assert ragged["rows"][0] >= 4, "there and back, and their gradients"
+    assert padded["rows"][0] == 0 and padded["rows"][1] >= 4
+    assert min(ragged["kernels"], padded["kernels"]) >= 3, "grouped products, and their gradients"
+    assert mesh["fsdp"] == mesh["expert"] == 8, "axes that share a dimension of the torus"
