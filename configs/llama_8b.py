@@ -1,6 +1,10 @@
 """Llama 3 8B (Dubey et al. 2024): 32 layers of width 4096, 8.03e9 parameters, for 32 chips of v5p.
 
-python -m jgpt.main --config=configs/llama_8b.py --config.data.sources='jsonl:/data/*.jsonl.zst'
+    python -m jgpt.main --config=configs/llama_8b.py --config.data.sources='jsonl:/data/*.jsonl.zst'
+
+By `python -m jgpt.plan --topology=v5p-64` (32 chips; jax 0.11.1, libtpu 0.0.46), per chip: 33.3 of
+95 GiB, 1.04 times the model's FLOPs executed, 44.7 GB sent, at best 0.95 s a step (estimated; MFU
+96%, bound by the matrix units), 1.58 s without any overlap.
 """
 
 from configs import default
