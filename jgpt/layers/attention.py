@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from jgpt.config import ModelConfig
-from jgpt.kernels.attention import attention
 from jgpt.kernels.decode_attention import Pages, decode_attention
 from jgpt.layers.cache import KVCache, past, update, valid_positions
 from jgpt.layers.initialization import Constant, hidden_std, parameter, zeros
+from jgpt.layers.key_value import KeysAndValues, KeyValue, attend, with_prefix
 from jgpt.layers.linear import Linear
 from jgpt.layers.norm import Norm
 from jgpt.layers.positions import Rotary, rotate
@@ -50,16 +50,6 @@ class Context:
     """Which source tokens each token sees."""
     relative: Relative | None = None
     """Embeddings of distances, of disentangled attention."""
-
-
-class KeyValue(nn.Module):
-    """Keys and values as attention sees them; one of the sites that adapters attach to."""
-
-    @nn.compact
-    def __call__(
-        self, k: Float[Array, "B T K d"], v: Float[Array, "B T K d"]
-    ) -> tuple[Float[Array, "B T K d"], Float[Array, "B T K d"]]:
-        return k, v
 
 
 def attention_scale(config: ModelConfig) -> float:
@@ -121,7 +111,7 @@ class Attention(nn.Module):
             dropout_key: given in training where probabilities are dropped.
         """
         c = self.config
-        q, k, v = self._project(x, context)
+        q, kv = self._project(x, context)
         scale, sinks = attention_scale(c), None
         if c.learned_attention_scale:
             scale = self.param("scale", parameter(Constant(scale)), (), c.param_dtype)
@@ -132,21 +122,26 @@ class Attention(nn.Module):
             "scale": scale,
             "softcap": c.attention_softcap,
             "bias": context.bias,
-            "sinks": sinks,
         }
         if cache is not None and finds_itself(cache, mask, context):
             mask = cached_mask(mask, context)
-            cache = update(cache, k, v, mask.q_positions)
+            cache = update(cache, kv.k, kv.v, mask.q_positions)
             backend = "reference" if c.attention_backend == "reference" else "auto"
-            y = decode_attention(q, cache.stored, mask, backend=backend, **scores)
+            y, logsumexp = decode_attention(
+                q, cache.stored, mask, sinks=sinks, with_logsumexp=True, backend=backend, **scores
+            )
+            if kv.prefix is not None:
+                y = with_prefix(y, logsumexp, q, kv.prefix, positions=context.positions, **scores)
         else:
             if cache is not None:
-                k, v, mask, cache = through_cache(cache, k, v, mask, context)
-            y = attention(
+                k, v, mask, cache = through_cache(cache, kv.k, kv.v, mask, context)
+                kv = KeysAndValues(k, v, kv.prefix)
+            y = attend(
                 q,
-                k,
-                v,
+                kv,
                 mask,
+                positions=context.positions,
+                sinks=sinks,
                 dropout=0.0 if dropout_key is None else c.attention_dropout,
                 dropout_key=dropout_key,
                 backend=c.attention_backend,
@@ -155,8 +150,8 @@ class Attention(nn.Module):
         output = output_projection(c, name="output")
         return output(y.reshape(*x.shape[:-1], -1)), cache
 
-    def _project(self, x: Float[Array, "B S D"], context: Context) -> tuple[Array, Array, Array]:
-        """q [B,S,H,d], k and v [B,S,K,d], normalised and rotated."""
+    def _project(self, x: Float[Array, "B S D"], context: Context) -> tuple[Array, KeysAndValues]:
+        """q [B,S,H,d], k and v [B,S,K,d], normalised and rotated, with the prefix."""
         c = self.config
 
         def heads(name: str, count: int, axis: str) -> Array:
@@ -171,8 +166,7 @@ class Attention(nn.Module):
         if c.position == "rope":
             rotary = context.rotary[self.kind]
             q, k = rotate(q, rotary), rotate(k, rotary)
-        k, v = KeyValue(name="key_value")(k, v)
-        return q, k, v
+        return q, KeyValue(name="key_value")(k, v)
 
 
 def finds_itself(cache: KVCache, mask: Mask, context: Context) -> bool:

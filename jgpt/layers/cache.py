@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 
 from jgpt.config import CacheConfig, ConfigError, ModelConfig
 from jgpt.kernels.decode_attention import Pages, Slots, Stored, contents, write
+from jgpt.layers.key_value import KeysAndValues
 from jgpt.typing import Array, static
 
 
@@ -24,7 +25,7 @@ class KVCache:
     """One layer's cache; what latent attention puts in it is said there."""
 
     stored: Stored
-    source: tuple[Float[Array, "B T K d"], Float[Array, "B T K d"]] | None = None
+    source: KeysAndValues | None = None
     """Keys and values of an encoder-decoder's source; made in the first call, read in the rest."""
 
 

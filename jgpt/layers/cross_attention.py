@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int
 
 from jgpt.config import ModelConfig
-from jgpt.kernels.attention import attention
-from jgpt.layers.attention import KeyValue, attention_scale, head_projection, output_projection
+from jgpt.layers.attention import attention_scale, head_projection, output_projection
+from jgpt.layers.key_value import KeysAndValues, KeyValue, attend
 from jgpt.typing import Array, Mask
 
 
@@ -56,8 +56,8 @@ class CrossAttention(nn.Module):
         self.key_value = KeyValue()
         self.output = output_projection(c)
 
-    def keys_and_values(self, source: Float[Array, "B T D"]) -> tuple[Array, Array]:
-        """[B,T,K,d] each, of the encoder's output."""
+    def keys_and_values(self, source: Float[Array, "B T D"]) -> KeysAndValues:
+        """[B,T,K,d] each, of the encoder's output, with the prefix that is learned before it."""
         c = self.config
         shape = (*source.shape[:-1], c.kv_heads, c.size_of_head)
         return self.key_value(self.key(source).reshape(shape), self.value(source).reshape(shape))
@@ -65,17 +65,16 @@ class CrossAttention(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B S D"],
-        keys_and_values: tuple[Array, Array],
+        keys_and_values: KeysAndValues,
         mask: Mask,
         dropout_key: Array | None = None,
     ) -> Float[Array, "B S D"]:
         c = self.config
         q = self.query(x).reshape(*x.shape[:-1], c.num_heads, c.size_of_head)
-        k, v = keys_and_values
-        y = attention(
+        k, v, prefix = keys_and_values
+        y = attend(
             q,
-            k.astype(q.dtype),
-            v.astype(q.dtype),
+            KeysAndValues(k.astype(q.dtype), v.astype(q.dtype), prefix),
             mask,
             scale=attention_scale(c),
             dropout=0.0 if dropout_key is None else c.attention_dropout,

@@ -10,12 +10,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 
-from jgpt.config import ModelConfig
+from jgpt.config import ConfigError, ModelConfig
 from jgpt.kernels.attention.mask import row_indices, visible
 from jgpt.kernels.attention.reference import masked_softmax
-from jgpt.layers.attention import Context, KeyValue, head_projection, output_projection
+from jgpt.layers.attention import Context, head_projection, output_projection
 from jgpt.layers.cache import KVCache
 from jgpt.layers.initialization import normal
+from jgpt.layers.key_value import KeyValue
 from jgpt.layers.residual import dropout
 from jgpt.typing import Array
 
@@ -89,7 +90,12 @@ class DisentangledAttention(nn.Module):
         def heads(name: str, x: Array) -> Array:
             return maps[name](x).reshape(*x.shape[:-1], *shape)
 
-        k, v = KeyValue(name="key_value")(heads("key", x), heads("value", x))
+        k, v, prefix = KeyValue(name="key_value")(heads("key", x), heads("value", x))
+        if prefix is not None:
+            raise ConfigError(
+                "a learned prefix has no distance to the tokens, which "
+                "model.position='disentangled' is made of; choose another peft.method"
+            )
         scores = disentangled_scores(
             heads("query", x),
             k,

@@ -12,16 +12,15 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from jgpt.config import ModelConfig
-from jgpt.kernels.attention import attention
 from jgpt.layers.attention import (
     Context,
-    KeyValue,
     attention_scale,
     output_projection,
     through_cache,
 )
 from jgpt.layers.cache import KVCache
 from jgpt.layers.initialization import hidden_std
+from jgpt.layers.key_value import KeysAndValues, KeyValue, attend
 from jgpt.layers.linear import Linear
 from jgpt.layers.norm import Norm
 from jgpt.layers.positions import rotate
@@ -64,11 +63,9 @@ class LatentAttention(nn.Module):
             latent, shared_key, mask, cache = through_cache(
                 cache, latent, shared_key, mask, context
             )
-        k, v = self._expanded(latent, shared_key)
-        y = attention(
+        y = attend(
             q,
-            k,
-            v,
+            self._expanded(latent, shared_key),
             mask,
             scale=attention_scale(c),
             softcap=c.attention_softcap,
@@ -105,7 +102,7 @@ class LatentAttention(nn.Module):
 
     def _expanded(
         self, latent: Float[Array, "B T 1 r"], shared_key: Float[Array, "B T 1 p"]
-    ) -> tuple[Float[Array, "B T H d"], Float[Array, "B T H u"]]:
+    ) -> KeysAndValues:
         c = self.config
         width = c.latent.nope_dim + c.latent.value_dim
         up = self._linear("key_value_up", c.num_heads * width, ("latent", "heads"))

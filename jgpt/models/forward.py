@@ -32,6 +32,7 @@ def apply(
     cache: Cache | None = None,
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
+    past_tokens: int = 0,
 ) -> tuple[Any, Aux]:
     """Runs the model.
 
@@ -54,12 +55,14 @@ def apply(
             unrolled: hand over unrolled parameters (`restack`) to save a copy per call.
         z_loss: weight of logsumexp(logits)**2 in `CrossEntropy.total`.
         label_smoothing: of the targets there (see `kernels.cross_entropy`).
+        past_tokens: keys that adapters put before every document. Its tokens are embedded and
+            rotated as if they came after so many others; `positions` of batch and cache start at 0.
 
     Raises:
         ConfigError: an unknown output, one that the config has no head for, a missing
             `prefix_lengths` or `encoder_inputs`, rows longer than a learned position table.
     """
-    _check(config, batch, output, cache)
+    _check(config, batch, output, cache, past_tokens)
     params = variables["params"]
     if cache is not None:
         params = restack(params, config, scan=False)
@@ -82,8 +85,9 @@ def apply(
             batch.get("segment_ids"),
             batch.get("token_types"),
             zigzag=devices,
+            past=past_tokens,
         ),
-        _source(batch) if config.encoder_layers else None,
+        _source(batch, past_tokens) if config.encoder_layers else None,
         batch.get("prefix_lengths"),
         cache,
         variables.get("selection_bias") if config.moe.selection_bias else None,
@@ -128,7 +132,7 @@ def apply(
     return logits, aux
 
 
-def _check(config: ModelConfig, batch: Batch, output: str, cache: Cache | None):
+def _check(config: ModelConfig, batch: Batch, output: str, cache: Cache | None, past: int) -> None:
     if output not in OUTPUTS:
         raise ConfigError(f"output is {output!r}; choose one of {', '.join(OUTPUTS)}")
     if config.attention == "prefix" and cache is None and "prefix_lengths" not in batch:
@@ -142,22 +146,22 @@ def _check(config: ModelConfig, batch: Batch, output: str, cache: Cache | None):
     known = cache is not None and cache.layers[0].source is not None
     if config.encoder_layers and not known and "encoder_inputs" not in batch:
         raise ConfigError("an encoder-decoder needs its source: batch['encoder_inputs'] [B, T]")
-    length = batch["inputs"].shape[1]
+    length = past + batch["inputs"].shape[1]
     if config.position == "learned" and length > config.max_length:
         raise ConfigError(
-            f"rows of {length} tokens are longer than the learned position table; raise "
-            f"model.max_length ({config.max_length})"
+            f"rows of {length} tokens (a learned prefix of {past} included) are longer than the "
+            f"learned position table; raise model.max_length ({config.max_length})"
         )
 
 
-def _source(batch: Batch) -> Tokens | None:
+def _source(batch: Batch, past: int) -> Tokens | None:
     if "encoder_inputs" not in batch:
         return None
     ids = batch["encoder_inputs"]
     positions = batch.get("encoder_positions")
     if positions is None:
         positions = jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32), ids.shape)
-    return Tokens(ids, positions, batch.get("encoder_segment_ids"))
+    return Tokens(ids, positions, batch.get("encoder_segment_ids"), past=past)
 
 
 def _positions(batch: Batch, cache: Cache | None) -> Array:

@@ -7,10 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from jgpt.config import ModelConfig
 from jgpt.layers.cache import Cache, init_cache
+from jgpt.layers.key_value import KeysAndValues
 from jgpt.models.forward import apply
 from jgpt.typing import Array, Batch
 
@@ -20,8 +21,7 @@ from jgpt.typing import Array, Batch
 class Memory:
     """What every layer of the decoder attends to."""
 
-    layers: tuple[tuple[Float[Array, "B T K d"], Float[Array, "B T K d"]], ...]
-    """keys and values"""
+    layers: tuple[KeysAndValues, ...]
     segment_ids: Int[Array, "B T"] | None
     """of the source; 0 is padding"""
 

@@ -37,13 +37,20 @@ class Stack(nn.Module):
         cache: Cache | None = None,
         source: Source | None = None,
         zigzag: int = 0,
+        places: Array | None = None,
     ) -> Context:
-        """What the layers share; `source` is for the decoder of an encoder-decoder."""
+        """What the layers share.
+
+        Args:
+            source: for the decoder of an encoder-decoder.
+            places: what is rotated by, where that is not the positions.
+        """
         c = self.config
         kinds = sorted(set(c.attention_pattern))
         rotary = {}
         if c.position == "rope":
-            rotary = {kind: layer_rotary(c, kind, positions) for kind in kinds}
+            places = positions if places is None else places
+            rotary = {kind: layer_rotary(c, kind, places) for kind in kinds}
         return Context(
             masks={
                 kind: layer_mask(c, kind, segment_ids, prefix_lengths, zigzag) for kind in kinds

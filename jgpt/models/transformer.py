@@ -45,6 +45,13 @@ class Tokens:
     """Rows of the table of token types; None for type 0."""
     zigzag: int = static(default=0)
     """Devices for whose ring the tokens of each row are in zigzag order; 0 for their own order."""
+    past: int = static(default=0)
+    """Learned keys before every document, from which its tokens' places are counted."""
+
+    @property
+    def places(self) -> Int[Array, "B S"]:
+        """What position embeddings and rotations are made from."""
+        return self.positions + self.past if self.past else self.positions
 
 
 class Encoder(Stack):
@@ -55,7 +62,7 @@ class Encoder(Stack):
         self, x: Float[Array, "B T D"], tokens: Tokens, key: Array | None = None
     ) -> Float[Array, "B T D"]:
         """Hidden states after the encoder's own final norm."""
-        context = self.context(tokens.positions, tokens.segment_ids)
+        context = self.context(tokens.positions, tokens.segment_ids, places=tokens.places)
         x, _, _ = self.layers(x, context, None, None, key)
         return final_norm(self.config, x)
 
@@ -91,7 +98,13 @@ class Transformer(Stack):
         encoded = self._encode(embed, source, cache, key)
         x = self._embed(embed, tokens, key)
         context = self.context(
-            tokens.positions, tokens.segment_ids, prefix_lengths, cache, encoded, tokens.zigzag
+            tokens.positions,
+            tokens.segment_ids,
+            prefix_lengths,
+            cache,
+            encoded,
+            tokens.zigzag,
+            tokens.places,
         )
         x, layer_caches, stats = self.layers(x, context, cache, selection_bias, key)
         x = nn.with_logical_constraint(final_norm(c, x), STREAM_AXES)
@@ -115,9 +128,9 @@ class Transformer(Stack):
         c = self.config
         x = scale_embeddings(c, embed(tokens.ids))
         if c.position == "learned":
-            x = x + LearnedPositions(c, name="position")(tokens.positions)
+            x = x + LearnedPositions(c, name="position")(tokens.places)
         elif c.position == "sinusoidal":
-            x = x + sinusoids(tokens.positions, c.hidden_size).astype(x.dtype)
+            x = x + sinusoids(tokens.places, c.hidden_size).astype(x.dtype)
         if c.token_types:
             types = jnp.zeros_like(tokens.ids) if tokens.types is None else tokens.types
             x = x + TokenTypes(c, name="token_type")(types)

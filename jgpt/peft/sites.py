@@ -7,7 +7,7 @@ Layers expose five kinds of small module as sites, and adapters know nothing els
 | `linear` | `layers.linear.Linear` | x [..., in] and y [..., out] |
 | `experts` | `layers.experts.ExpertLinear` | the rows of each expert, and a kernel per expert |
 | `embedding` | `layers.embedding.Embed` | token ids, and their rows |
-| `key_value` | `layers.attention.KeyValue` | keys and values as attention sees them |
+| `key_value` | `layers.key_value.KeyValue` | keys and values as attention sees them |
 | `residual` | `layers.residual.Residual` | the stream r, and the sublayer's output h |
 
 A site is known by the path of its module in the unrolled model (`layers_3/attention/query`),
@@ -23,9 +23,9 @@ import jax
 import jax.numpy as jnp
 
 from jgpt.config import ModelConfig
-from jgpt.layers.attention import KeyValue
 from jgpt.layers.embedding import Embed
 from jgpt.layers.experts import ExpertLinear
+from jgpt.layers.key_value import KeyValue
 from jgpt.layers.linear import Linear
 from jgpt.layers.residual import Residual
 from jgpt.models.layout import layout
