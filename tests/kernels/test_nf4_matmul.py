@@ -1,8 +1,11 @@
 """NF4: the format against numpy and bitsandbytes, the product against float64."""
 
+import dataclasses
 import functools
+import math
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -13,9 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jgpt.kernels.nf4_matmul import (
     BACKENDS,
+    Nf4,
     blockwise,
     dequantize,
     nf4_matmul,
@@ -205,6 +210,56 @@ def test_no_races_and_nothing_out_of_bounds():
     assert relative_error(out, x @ exact.T) < 2e-6
     dx = pallas_tpu.backward(np.asarray(out), packed, interpret=strict)
     assert relative_error(dx, np.asarray(out, np.float64) @ exact) < 2e-6
+
+
+MESH_CUTS = {
+    "outputs over tensor, inputs over fsdp": PartitionSpec("tensor", "fsdp"),
+    "outputs over fsdp, inputs over tensor": PartitionSpec("fsdp", "tensor"),
+    "outputs over both": PartitionSpec(("fsdp", "tensor")),
+    "whole": PartitionSpec(),
+}
+
+
+@pytest.mark.parametrize(
+    ("cut", "rows"),
+    [*((cut, 8) for cut in MESH_CUTS), ("outputs over fsdp, inputs over tensor", 3)],
+)
+def test_over_a_mesh_value_and_gradient_are_those_of_one_device(cut, rows):
+    """Also of rows that the mesh does not divide; and packed parts travel, not weights."""
+    cut = MESH_CUTS[cut]
+    packed = quantize(weight(48, 512))
+    rng = np.random.default_rng(4)
+    x = rng.standard_normal((rows, 2, 512)).astype(np.float32)
+    dy = rng.standard_normal((rows, 2, 48)).astype(np.float32)
+
+    @functools.partial(jax.jit, static_argnums=3)
+    def both(x, packed, dy, cut):
+        y, pull = jax.vjp(lambda x: nf4_matmul(x, packed, cut=cut), x)
+        return y, *pull(dy)
+
+    want = both(x, packed, dy, PartitionSpec())
+    mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2)
+    with jax.set_mesh(mesh):
+        place = NamedSharding(mesh, cut)
+        codes = jax.device_put(packed.codes, place)
+        scales = dataclasses.replace(
+            packed.scales, codes=jax.device_put(packed.scales.codes, place)
+        )
+        arguments = x, Nf4(codes, scales), dy, cut
+        got = both(*arguments)
+        text = both.lower(*arguments).compile().as_text()
+    for a, b in zip(got, want, strict=True):
+        assert relative_error(a, b) < 2e-6
+    gathered = re.findall(r"= (\w+)\[([\d,]+)\]\S* all-gather\(", text)
+    assert ("u8" in dict(gathered)) == (bool(cut) and rows == 8)
+    for kind, shape in gathered:
+        assert kind == "u8" or math.prod(map(int, shape.split(","))) <= 48 * 512 / 64, "scales"
+
+
+def test_a_mesh_that_does_not_divide_the_weight_is_named():
+    mesh = jax.make_mesh((8,), ("tensor",), axis_types=(AxisType.Auto,))
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match="cannot be cut into 8 parts"):
+        nf4_matmul(jnp.ones((2, 128)), quantize(weight(4, 128)), cut=PartitionSpec("tensor"))
 
 
 def test_bad_arguments_are_named():

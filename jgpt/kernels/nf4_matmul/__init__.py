@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import PartitionSpec
 
 from jgpt.kernels.nf4_matmul import blockwise, pallas_tpu, reference
-from jgpt.kernels.nf4_matmul.format import DoubleScales, Nf4, dequantize, quantize
+from jgpt.kernels.nf4_matmul.format import DoubleScales, Nf4, dequantize, quantize, whole_scales
+from jgpt.kernels.weight_mesh import UNCUT, over_mesh
 from jgpt.typing import Array
 
 log = logging.getLogger(__name__)
@@ -33,7 +35,9 @@ BACKENDS: dict[str, Backend] = {
 """In the order in which `auto` asks them."""
 
 
-def nf4_matmul(x: Array, packed: Nf4, *, backend: str = "auto") -> Array:
+def nf4_matmul(
+    x: Array, packed: Nf4, *, backend: str = "auto", cut: PartitionSpec = UNCUT
+) -> Array:
     """`x @ dequantize(packed).T`, summed in float32: [..., in] to [..., out] in x's dtype.
 
     Differentiable in x alone, in reverse mode: the weight is frozen. Weights are dequantised in
@@ -43,31 +47,42 @@ def nf4_matmul(x: Array, packed: Nf4, *, backend: str = "auto") -> Array:
         x: [..., in].
         packed: a weight [out, in] from `quantize`.
         backend: `auto` (the first of BACKENDS that can) or a name from there.
+        cut: how the weight [out, in] lies over the mesh that is set (`weight_mesh`).
 
     Raises:
-        ValueError: shapes that do not fit, an unknown backend, or one that cannot do this.
+        ValueError: shapes that do not fit, also the mesh, an unknown backend, or one that cannot
+            do this.
     """
     if x.ndim < 1 or x.shape[-1] != packed.shape[1]:
         raise ValueError(f"x {x.shape} does not fit an NF4 weight [out, in] of {packed.shape}")
-    flat = x.reshape(-1, x.shape[-1])
-    out = _nf4_matmul(_choose(backend, flat, packed), flat, packed)
-    return out.reshape(*x.shape[:-1], packed.shape[0])
+    return _nf4_matmul(backend, cut, x, packed)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _nf4_matmul(name: str, x: Array, packed: Nf4) -> Array:
-    return BACKENDS[name].forward(x, packed).astype(x.dtype)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _nf4_matmul(backend: str, cut: PartitionSpec, x: Array, packed: Nf4) -> Array:
+    def one(x: Array, packed: Nf4) -> Array:
+        return BACKENDS[_choose(backend, x, packed)].forward(x, packed)
+
+    return over_mesh(one, x, _with_scales(packed), cut, contracted=1).astype(x.dtype)
 
 
-def _forward(name: str, x: Array, packed: Nf4):
-    return _nf4_matmul(name, x, packed), packed
+def _forward(backend: str, cut: PartitionSpec, x: Array, packed: Nf4):
+    return _nf4_matmul(backend, cut, x, packed), packed
 
 
-def _backward(name: str, packed: Nf4, dy: Array):
-    return BACKENDS[name].backward(dy, packed).astype(dy.dtype), None
+def _backward(backend: str, cut: PartitionSpec, packed: Nf4, dy: Array):
+    def one(dy: Array, packed: Nf4) -> Array:
+        return BACKENDS[_choose(backend, dy, packed)].backward(dy, packed)
+
+    return over_mesh(one, dy, _with_scales(packed), cut, contracted=0).astype(dy.dtype), None
 
 
 _nf4_matmul.defvjp(_forward, _backward)
+
+
+def _with_scales(packed: Nf4) -> Nf4:
+    """With scales in float32, which can be cut like the codes."""
+    return Nf4(packed.codes, whole_scales(packed))
 
 
 def _choose(backend: str, x: Array, packed: Nf4) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jgpt.typing import Array
 
@@ -141,9 +142,11 @@ def whole_scales(packed: Nf4) -> Array:
     scales = packed.scales
     if not isinstance(scales, DoubleScales):
         return scales
-    levels = jnp.asarray(DYNAMIC_MAP)[scales.codes.reshape(-1)]
-    each = jnp.repeat(scales.scales, SCALE_BLOCK)[: levels.size]
-    return (levels * each + scales.offset).reshape(scales.codes.shape)
+    levels = jnp.asarray(DYNAMIC_MAP)[scales.codes]
+    # by number and not by repetition, so that on a mesh each device makes its own
+    rows, columns = (lax.broadcasted_iota(jnp.int32, levels.shape, axis) for axis in (0, 1))
+    each = scales.scales[(rows * levels.shape[1] + columns) // SCALE_BLOCK]
+    return levels * each + scales.offset
 
 
 def unpacked(codes: Array) -> Array:

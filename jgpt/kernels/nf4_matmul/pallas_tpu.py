@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import AxisType
 
 from jgpt.kernels.device import device_kind
 from jgpt.kernels.nf4_matmul.format import BLOCK, LEVELS, Nf4, whole_scales
@@ -47,8 +48,12 @@ def supports(x: Array, packed: Nf4) -> str:
         return f"the Pallas TPU kernel takes bfloat16 and float32, not {x.dtype}"
     if _tile(packed) is None:
         return f"the Pallas TPU kernel needs out in 128s and in in 256s, not {packed.shape}"
-    if jax.sharding.get_abstract_mesh().size > 1:
-        return "the Pallas TPU kernel runs on one device"
+    mesh = jax.sharding.get_abstract_mesh()
+    if any(
+        size > 1 and mesh._name_to_type[name] != AxisType.Manual
+        for name, size in mesh.shape.items()
+    ):
+        return "the Pallas TPU kernel is not cut by the compiler; cut the product (weight_mesh)"
     return ""
 
 
