@@ -34,7 +34,7 @@ from jax.experimental import topologies
 from experiments.benchmarks import harness
 from experiments.benchmarks.kernel_cases import CHIPS, Case, without_tables
 
-KERNELS = ("attention", "grouped_matmul", "decode_attention", "cross_entropy")
+KERNELS = ("attention", "grouped_matmul", "nf4_matmul", "decode_attention", "cross_entropy")
 MEMORY = 12 * 2**30
 """Bytes that a compiler may take; it unrolls loops to count their cycles."""
 SECONDS = 600
