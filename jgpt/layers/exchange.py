@@ -58,7 +58,10 @@ class Exchange:
         """Rows of one buffer of a round, and the most that could want to be in it."""
         share = num_tokens * k / (self.size if self.form == "padded" else 1)
         worst = num_tokens * min(k, owned) * (1 if self.form == "padded" else self.size)
-        unit = 128 if share >= 1024 else 8
+        # All that arrives is a multiple of the 512 rows that grouped products work on at a time, or
+        # each of them would copy its rows to fill the last block up.
+        unit = max(128, 512 // self.size) if self.form == "padded" else 512
+        unit = unit if share >= 1024 else 8
         return min(-(-int(share * self.factor + 1) // unit) * unit, worst), worst
 
 

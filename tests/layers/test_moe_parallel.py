@@ -276,7 +276,7 @@ def test_bfloat16_over_a_mesh_is_near_float32():
 def test_a_buffer_is_the_even_share_times_the_factor_and_never_over_the_worst_case():
     way = Exchange("expert", 4, (), "padded", 1.5)
     assert way.room(8192, 2, 2) == (6144 + 128, 16384)
-    assert dataclasses.replace(way, form="ragged").room(8192, 2, 2) == (24576 + 128, 65536)
+    assert dataclasses.replace(way, form="ragged").room(8192, 2, 2) == (24576 + 512, 65536)
     assert dataclasses.replace(way, factor=4.0).room(64, 2, 1) == (64, 64)
 
 
