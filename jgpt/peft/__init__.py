@@ -6,7 +6,7 @@ them into the weights.
 """
 
 from jgpt.config import ModelConfig, PeftConfig
-from jgpt.peft import lora
+from jgpt.peft import adalora, dora, lora, lora_fa, lora_plus, vera
 from jgpt.peft.adapters import (
     Adapters,
     Peft,
@@ -23,6 +23,15 @@ from jgpt.peft.method import Method
 
 METHODS: dict[str, Method] = {
     "lora": lora.LORA,
+    "rslora": lora.RSLORA,
+    "lora_plus": lora_plus.LORA_PLUS,
+    "lora_fa": lora_fa.LORA_FA,
+    "pissa": lora.PISSA,
+    "olora": lora.OLORA,
+    "loftq": lora.LOFTQ,
+    "dora": dora.DORA,
+    "adalora": adalora.ADALORA,
+    "vera": vera.VERA,
 }
 """`peft.method` -> what it does."""
 

@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jgpt.config import ConfigError, ModelConfig, PeftConfig
-from jgpt.models.layout import resolve_scan, restack
-from jgpt.peft.method import Leaf, Method, Target
+from jgpt.models.layout import is_scanned, resolve_scan, restack
+from jgpt.peft.method import Leaf, Method, Start, Target
 from jgpt.peft.quantization import is_quantized, restored
+from jgpt.peft.sites import Site
 from jgpt.peft.targets import choose_targets
 from jgpt.typing import Array, PyTree
 
@@ -66,7 +67,20 @@ def fit(settings: PeftConfig, model: ModelConfig, methods: Mapping[str, Method])
             f"peft.method is {settings.method!r}; choose none or one of {', '.join(methods)}"
         )
     method = methods[settings.method]
+    if settings.init not in method.inits:
+        raise ConfigError(
+            f"peft.init={settings.init!r} is not for peft.method={settings.method!r}; choose "
+            f"{' or '.join(method.inits)}"
+        )
+    settings = _with_defaults(settings, method.defaults)
     return Peft(settings, model, method, choose_targets(settings, model, method))
+
+
+def _with_defaults(settings: PeftConfig, defaults: Mapping[str, Any]) -> PeftConfig:
+    """`settings` with `defaults` in the fields that are as `PeftConfig` has them."""
+    plain = PeftConfig()
+    unset = {n: v for n, v in defaults.items() if getattr(settings, n) == getattr(plain, n)}
+    return dataclasses.replace(settings, **unset)
 
 
 def _for_site(target: Target, leaves: dict[str, Leaf]) -> dict[str, Leaf]:
@@ -181,40 +195,74 @@ def init(peft: Peft, params: PyTree, key: Array) -> tuple[PyTree, Adapters]:
         return leaf.initializer(jax.random.fold_in(key, seed), leaf.shape, dtype_of(peft, leaf))
 
     trained, constants = (_tree(peft, draw, kind) for kind in (True, False))
-    if peft.method.start is not None:
-        params, trained = _started(peft, params, trained, constants)
+    start = peft.method.start(peft.settings)
+    if start is not None:
+        params, trained = _started(peft, start, params, trained, constants)
     return params, Adapters(laid_out(peft, trained), laid_out(peft, constants))
 
 
 def _started(
-    peft: Peft, params: PyTree, trained: PyTree, constants: PyTree
+    peft: Peft, start: Start, params: PyTree, trained: PyTree, constants: PyTree
 ) -> tuple[PyTree, PyTree]:
-    """`Method.start` at every target; all but the base unrolled."""
-    base = dict(_flat(unrolled(peft, params)))
-    leaves, fixed = dict(_flat(trained)), dict(_flat(constants))
+    """`start` at every target; all but the base unrolled."""
+    base = dict(flat(unrolled(peft, params)))
+    leaves, fixed = dict(flat(trained)), dict(flat(constants))
+    changed = False
     for target in peft.targets:
+        site = target.site
         if not target.rank:
             continue
-        names = peft.leaves[target.site.path]
-        own = {n: {**leaves, **fixed}[f"{target.site.path}/{n}"] for n in names}
-        start = peft.method.start
-        if target.site.kind == "experts":
-            start = jax.vmap(functools.partial(start, target))
-        else:
-            start = functools.partial(start, target)
-        weight, own = start(restored(base[target.site.weight]), own)
-        base[target.site.weight] = weight.astype(peft.model.param_dtype)
-        leaves |= {f"{target.site.path}/{n}": a for n, a in own.items() if names[n].trained}
-    return laid_out(peft, nested(base)), nested(leaves)
+        names = peft.leaves[site.path]
+        own = {n: {**leaves, **fixed}[f"{site.path}/{n}"] for n in names}
+        begin = functools.partial(start, target)
+        if site.kind == "experts":
+            begin = jax.vmap(begin)
+        weight, own = begin(restored(base[site.weight]), own)
+        if weight is not None:
+            _refuse_change(peft, site, base[site.weight])
+            changed = True
+            base[site.weight] = weight.astype(peft.model.param_dtype)
+        leaves |= {
+            f"{site.path}/{n}": a.astype(dtype_of(peft, names[n]))
+            for n, a in own.items()
+            if names[n].trained
+        }
+    if changed:
+        params = laid_out(peft, nested(base)) if is_scanned(params) else nested(base)
+    return params, nested(leaves)
 
 
-def _flat(tree: PyTree, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _refuse_change(peft: Peft, site: Site, weight: Any) -> None:
+    """Raises ConfigError where another base at `site` would not be the same model."""
+    if is_quantized(weight):
+        raise ConfigError(
+            f"peft.init={peft.settings.init!r} splits the weights as they were before quantisation;"
+            " begin with those, and quantise the base that it returns"
+        )
+    if site.kind == "embedding" and peft.model.tied_embeddings:
+        raise ConfigError(
+            f"peft.init={peft.settings.init!r} changes the embedding, and the head is tied to it; "
+            "set peft.exclude to it, or model.tied_embeddings to False"
+        )
+
+
+def flat(tree: PyTree, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(path, leaf) of nested dicts; anything else is a leaf, quantised weights too."""
     for name, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}/")
+            yield from flat(value, f"{prefix}{name}/")
         else:
             yield f"{prefix}{name}", value
+
+
+def by_site(*trees: PyTree) -> dict[str, dict[str, Any]]:
+    """Site path (in the layout that the trees have) -> its leaves of all trees."""
+    sites: dict[str, dict[str, Any]] = {}
+    for tree in trees:
+        for path, leaf in flat(tree):
+            site, _, name = path.rpartition("/")
+            sites.setdefault(site, {})[name] = leaf
+    return sites
 
 
 # --- merge ---------------------------------------------------------------------------------------
@@ -229,6 +277,11 @@ def merge(peft: Peft, params: PyTree, adapters: Adapters) -> PyTree:
     Raises:
         ConfigError: the method has no merge, or a weight is used elsewhere too.
     """
+    if peft.method.merge is None:
+        raise ConfigError(
+            f"peft.method={peft.settings.method!r} cannot be merged into the model's weights; "
+            "serve it with its adapters"
+        )
     return _changed(peft, params, adapters, peft.method.merge, peft.method.merge_bias)
 
 
@@ -238,6 +291,11 @@ def unmerge(peft: Peft, params: PyTree, adapters: Adapters) -> PyTree:
     Raises:
         ConfigError: the method cannot be taken out again.
     """
+    if peft.method.unmerge is None:
+        raise ConfigError(
+            f"peft.method={peft.settings.method!r} cannot be taken out of merged weights; keep the "
+            "base"
+        )
     if peft.method.merge_bias is not None and peft.settings.bias:
         raise ConfigError("peft.bias: merged biases cannot be taken out again; keep the base")
     return _changed(peft, params, adapters, peft.method.unmerge, None)
@@ -247,16 +305,11 @@ def _changed(
     peft: Peft,
     params: PyTree,
     adapters: Adapters,
-    change: Callable | None,
+    change: Callable,
     change_bias: Callable | None,
 ) -> PyTree:
-    if change is None:
-        raise ConfigError(
-            f"peft.method={peft.settings.method!r} cannot be merged into the model's weights; "
-            "serve it with its adapters"
-        )
-    base = dict(_flat(unrolled(peft, params)))
-    leaves = {path: leaf for tree in adapters for path, leaf in _flat(unrolled(peft, tree))}
+    base = dict(flat(unrolled(peft, params)))
+    leaves = {path: leaf for tree in adapters for path, leaf in flat(unrolled(peft, tree))}
     shared = {n: leaves[f"{SHARED}/{n}"] for n in peft.leaves.get(SHARED, {})}
     for target in peft.targets:
         site = target.site
@@ -278,7 +331,7 @@ def _changed(
         )
         if change_bias is not None:
             _merge_bias(base, f"{site.path}/bias", own, change_bias, peft)
-    return laid_out(peft, nested(base)) if "layers" in params else nested(base)
+    return laid_out(peft, nested(base)) if is_scanned(params) else nested(base)
 
 
 def _merge_bias(

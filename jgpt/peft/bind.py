@@ -67,6 +67,7 @@ def _around(peft: Peft, shared: dict, ids: Array | None, next_function, args, kw
         lookup=_same if ids is None else functools.partial(_vector_by_row, ids),
         rows=_rows if ids is None else functools.partial(_rows_by_row, ids),
         weight=variables.get("params", {}).get(WEIGHTS.get(kind)),
+        bias=variables.get("params", {}).get("bias"),
         shared=shared,
         key=module.make_rng(TRAINED) if module.has_rng(TRAINED) else None,
         kind=kind,

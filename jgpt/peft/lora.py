@@ -10,23 +10,19 @@ constant `scaling` [r] holds s, and 0 in columns that a layer does not use: laye
 have different ranks.
 """
 
-import math
+import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 
 from jgpt.config import PeftConfig
 from jgpt.layers.initialization import Constant, Normal
+from jgpt.peft import starts
 from jgpt.peft.initial import Columns, kaiming_uniform
 from jgpt.peft.method import Call, Leaf, Leaves, Method, Target, add
 from jgpt.typing import Array
 
 QUERY_AND_VALUE = (r"attention/(query|value)$",)
-
-
-def scale(target: Target) -> float:
-    """s of a site."""
-    root = target.settings.scaling == "sqrt_rank"
-    return target.alpha / (math.sqrt(target.rank) if root else max(target.rank, 1))
 
 
 def leaves(target: Target) -> dict[str, Leaf]:
@@ -41,7 +37,7 @@ def leaves(target: Target) -> dict[str, Leaf]:
     result = {
         "lora_a": Leaf((fan_in, width), (in_axis, None), first),
         "lora_b": Leaf((width, out), (None, out_axis), second),
-        "scaling": Leaf((width,), (None,), Columns(target.rank, scale(target)), trained=False),
+        "scaling": Leaf((width,), (None,), Columns(target.rank, target.scale), trained=False),
     }
     if target.settings.bias and target.site.kind == "linear":
         result["lora_bias"] = Leaf((out,), (out_axis,), Constant(0.0))
@@ -61,8 +57,8 @@ def delta(call: Call, x: Array) -> Array:
     return y
 
 
-def call(call: Call, x: Array) -> Array:
-    return add(call.base(x), delta(call, x))
+def call(call: Call, x: Array, *rest: Any) -> Array:
+    return add(call.base(x, *rest), delta(call, x))
 
 
 def update(leaves: Leaves) -> Array:
@@ -84,6 +80,11 @@ def merge_bias(bias: Array, leaves: Leaves, settings: PeftConfig) -> Array:
     return bias + leaves["lora_bias"] * leaves["scaling"][:1] if "lora_bias" in leaves else bias
 
 
+def rates(name: str, settings: PeftConfig) -> float:
+    """B learns `rate_ratio` times as fast as A (LoRA+: `jgpt.peft.lora_plus`)."""
+    return settings.rate_ratio if name in ("lora_b", "lora_bias") else 1.0
+
+
 LORA = Method(
     kinds=("linear", "experts", "embedding"),
     targets=QUERY_AND_VALUE,
@@ -92,5 +93,14 @@ LORA = Method(
     merge=merge,
     unmerge=unmerge,
     merge_bias=merge_bias,
+    start=starts.choose,
+    inits=("default", "gaussian", *starts.SPLITS),
     masked=True,
+    rates=rates,
+)
+
+RSLORA = dataclasses.replace(LORA, defaults={"scaling": "sqrt_rank"})
+PISSA, OLORA, LOFTQ = (
+    dataclasses.replace(LORA, defaults={"init": name}, identity=name != "loftq")
+    for name in ("pissa", "olora", "loftq")
 )

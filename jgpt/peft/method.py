@@ -7,8 +7,9 @@ several adapters in one batch and checkpoints are the business of `jgpt.peft.ada
 `jgpt.peft.bind`, which a method never sees: it is written for one matrix.
 """
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -36,6 +37,11 @@ class Leaf(NamedTuple):
     trained: bool = True
     """False for what stays as it began; it is kept with the adapters"""
 
+    @property
+    def rank(self) -> int:
+        """Axes of one matrix or vector: without that of experts."""
+        return len(self.shape) - (self.axes[:1] == ("experts",))
+
 
 @dataclass(frozen=True)
 class Target:
@@ -49,6 +55,12 @@ class Target:
     """columns that there is room for: layers of a stack have the same, the rest is masked"""
     settings: PeftConfig
     model: ModelConfig
+
+    @property
+    def scale(self) -> float:
+        """s of the LoRA family: alpha / r, or alpha / sqrt(r) (rsLoRA)."""
+        root = self.settings.scaling == "sqrt_rank"
+        return self.alpha / (math.sqrt(self.rank) if root else max(self.rank, 1))
 
 
 @dataclass(frozen=True)
@@ -74,6 +86,8 @@ class Call:
     """of site"""
     weight: Any = None
     """the site's frozen parameter: a kernel, a table, or one that is quantised"""
+    bias: Array | None = None
+    """the site's frozen bias [out], where it has one"""
     shared: Leaves | None = None
     """arrays that belong to no site"""
     key: Array | None = None
@@ -82,6 +96,36 @@ class Call:
     def dropped(self, x: Array, rate: float | None = None) -> Array:
         """`x` with dropout in training, by default `settings.dropout`."""
         return dropout(x, self.settings.dropout if rate is None else rate, self.key)
+
+
+Start = Callable[[Target, Array, dict[str, Array]], tuple[Any, dict[str, Array]]]
+"""(target, kernel [in, out] or table [V, D] in float32, its leaves) -> (the frozen weight of the
+same shape, or None where it stays as it is; the leaves)."""
+
+Sites = Mapping[str, Leaves]
+"""Leaves by the path of their site in the model as it is: those of scanned layers have a leading
+axis of layers, those of experts one of experts (behind it)."""
+
+
+class AfterUpdate(NamedTuple):
+    """What `Method.after_update` is told of one update of the optimizer."""
+
+    trained: PyTree
+    """as the update left them"""
+    constants: PyTree
+    gradients: PyTree
+    """of `trained`, as the optimizer was given them"""
+    state: PyTree
+    """from `Method.state` or the update before"""
+    step: Array
+    """[] int32: updates so far, this one included; the first is 1"""
+    num_steps: int
+    """updates in the whole run"""
+    targets: tuple[Target, ...]
+
+
+def no_start(settings: PeftConfig) -> None:
+    """Leaves begin as their initialisers have them."""
 
 
 def no_leaves(*_: Any) -> dict[str, Leaf]:
@@ -106,8 +150,12 @@ class Method:
     """its inverse"""
     merge_bias: Callable[[Array, Leaves, PeftConfig], Array] | None = None
     """(bias [out], leaves, settings) -> the bias beside the merged kernel, where it changes too"""
-    start: Callable[[Target, Array, dict[str, Array]], tuple[Array, dict[str, Array]]] | None = None
-    """(target, kernel, leaves) -> both as training starts, where they depend on each other"""
+    unmerge_bias: Callable[[Array, Leaves, PeftConfig], Array] | None = None
+    """its inverse"""
+    start: Callable[[PeftConfig], Start | None] = no_start
+    """settings -> how leaves begin that depend on the weight; None where they do not"""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """settings that the method's name stands for, where the user leaves them as they are"""
     shared: Callable[[tuple[Target, ...]], dict[str, Leaf]] = no_leaves
     """arrays that belong to no site"""
     identity: bool = True
@@ -115,14 +163,22 @@ class Method:
     masked: bool = False
     """whether a site can have fewer than `width` columns: leaves then hold `scaling` [width]"""
     default_rank: int = 8
+    inits: tuple[str, ...] = ("default",)
+    """what `peft.init` may be"""
     virtual_tokens: Callable[[PeftConfig], int] = lambda settings: 0
     """ids before a document that stand for learned embeddings (`jgpt.peft.prompt`)"""
     past_tokens: Callable[[PeftConfig], int] = lambda settings: 0
     """keys before a document that are learned: positions count from there"""
-    regulariser: Callable[[PyTree, PeftConfig], Array] | None = None
-    """adapters (site path -> leaves) -> what is added to the mean loss"""
-    after_update: Callable[..., tuple[PyTree, PyTree]] | None = None
-    """see `jgpt.peft.adalora`"""
+    regulariser: Callable[[Sites, PeftConfig], Array] | None = None
+    """(all leaves of each site) -> what is added to the mean loss, a float32 scalar"""
+    gradient: Callable[[Leaves, Leaves, PeftConfig], Leaves] | None = None
+    """(gradients of a site's trained leaves, all its leaves, settings) -> the gradients that the
+    optimizer is given, after clipping"""
+    state: Callable[[tuple[Target, ...], PyTree, int], PyTree] | None = None
+    """(targets, tree of trained leaves, updates in the run) -> what `after_update` remembers,
+    before the first update. Raises ConfigError where the run is too short."""
+    after_update: Callable[[AfterUpdate], tuple[PyTree, PyTree]] | None = None
+    """what follows an update of the optimizer -> (trained leaves, new state)"""
     rates: Callable[[str, PeftConfig], float] = lambda name, settings: 1.0
     """name of a leaf -> factor of its learning rate"""
 
