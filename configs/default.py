@@ -199,7 +199,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.final_softcap = 0.0
     # dense, gelu and norm before the head (BERT); its bias as ffn_bias
     c.model.head_transform = False
-    # one vector per row: none; cls (of the first token); mean (over all tokens)
+    # one vector per row: none; cls (of the first token); mean (over all tokens); last (of the last token, which in a decoder has seen all)
     c.model.pooling = "none"
     # then a dense map and: none (no map); tanh (BERT); gelu (DeBERTa); gelu_norm (ModernBERT)
     c.model.pooler = "none"
@@ -394,7 +394,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.chat.learn = "replies"
     # conversations longer than a row: cut (oldest exchanges, then prompt, then reply); error
     c.data.chat.overlong = "cut"
-    # held-out questions with checkable answers that are asked at the end
+    # held-out questions that are asked and checked at the end
     c.data.chat.checked = 64
 
     # labelled records

@@ -18,10 +18,10 @@ from configs import dense_small
 def get_config():
     c = dense_small.get_config()
     c.name, c.objective.name = "sft_small", "sft"
-    c.data.sources = "microworld_chat@9,microworld@1"
+    c.data.sources = "microworld_chat:instruction@9,microworld@1"
     c.data.virtual_shards, c.data.pack_open_rows = 8, 16
-    c.optimizer.learning_rate, c.optimizer.warmup_steps = 1e-3, 20
-    c.train.steps, c.train.eval_every, c.train.sample_every = 200, 100, 0
-    c.checkpoint.every = 200
+    c.optimizer.learning_rate, c.optimizer.warmup_steps = 2e-3, 20
+    c.train.steps, c.train.eval_every, c.train.sample_every = 300, 100, 0
+    c.checkpoint.every = 300
     c.sample.prompts, c.sample.final_samples, c.sample.max_new_tokens = ("",), 8, 96
     return c

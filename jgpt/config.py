@@ -207,8 +207,9 @@ class ModelConfig:
 
     pooling: str = setting(
         "none",
-        "one vector per row: none; cls (of the first token); mean (over all tokens)",
-        ("none", "cls", "mean"),
+        "one vector per row: none; cls (of the first token); mean (over all tokens); last (of the "
+        "last token, which in a decoder has seen all)",
+        ("none", "cls", "mean", "last"),
     )
     pooler: str = setting(
         "none",
@@ -326,7 +327,7 @@ class ModelConfig:
         if self.num_labels and self.label_level == "sequence" and self.pooling == "none":
             raise ConfigError(
                 f"model.num_labels is {self.num_labels} for whole sequences: set model.pooling to "
-                "'cls' or 'mean', or model.label_level to 'token'"
+                "'cls', 'mean' or 'last', or model.label_level to 'token'"
             )
         if not self.first_attention_norm and self.norm_placement != "pre":
             raise ConfigError("model.first_attention_norm=False needs model.norm_placement='pre'")
@@ -627,7 +628,7 @@ class ChatConfig:
         "conversations longer than a row: cut (oldest exchanges, then prompt, then reply); error",
         ("cut", "error"),
     )
-    checked: int = setting(64, "held-out questions with checkable answers that are asked at the end")
+    checked: int = setting(64, "held-out questions that are asked and checked at the end")
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,7 @@ from jgpt.data.records import (
 )
 
 FILE_KINDS = ("text", "jsonl", "parquet", "array_record", "chat", "labels")
-WITHOUT_PATH = ("microworld", "microworld_chat")
-KINDS = (*WITHOUT_PATH, "microworld_labels", *FILE_KINDS, "huggingface")
+KINDS = ("microworld", "microworld_chat", "microworld_labels", *FILE_KINDS, "huggingface")
 ITEM_KINDS = {
     "chat": "chat",
     "microworld_chat": "chat",
@@ -97,10 +96,10 @@ def _parse_source(text: str) -> SourceSpec:
         )
     path = os.path.expanduser(expand_variables(path))
     kind = kind or kind_by_ending(path)
-    if kind not in WITHOUT_PATH and not path:
+    if kind not in ("microworld", "microworld_chat") and not path:
         raise DataError(f"data.sources names {kind!r} without a path; write {kind}:PATH")
-    if kind in WITHOUT_PATH and path:
-        raise DataError(f"{kind} has no path, but data.sources says {text!r}")
+    if kind == "microworld" and path:
+        raise DataError(f"the microworld has no path, but data.sources says {text!r}")
     return SourceSpec(kind, path, weight)
 
 

@@ -6,6 +6,7 @@ what a model was pretrained on.
 
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from jgpt.config import LabelsConfig
 from jgpt.data import conversations, labels, microworld
@@ -27,8 +28,22 @@ class MicroworldConversations(Sequence[Document | None]):
     reply must come to, where the document has one.
     """
 
-    def __init__(self, size: int, seed: int = SEED):
+    def __init__(self, size: int, kinds: str = "", seed: int = SEED):
+        """
+        Args:
+            size: documents that are looked at.
+            kinds: `qa`, `arithmetic`, `instruction`, several with + between; '' for all.
+            seed: of the documents.
+
+        Raises:
+            DataError: another kind.
+        """
         self._size, self._seed = size, seed
+        self._kinds = kinds.split("+") if kinds else list(_READERS)
+        if unknown := set(self._kinds) - _READERS.keys():
+            raise DataError(
+                f"microworld_chat has no kind {unknown.pop()!r}; choose from {', '.join(_READERS)}"
+            )
 
     def __len__(self) -> int:
         return self._size
@@ -37,10 +52,10 @@ class MicroworldConversations(Sequence[Document | None]):
         if not 0 <= index < self._size:
             raise IndexError(f"document {index} of {self._size}")
         document = microworld.document(int(index), self._seed)
-        messages = _READERS[document.kind](document.text) if document.kind in _READERS else []
-        if not messages:
+        if document.kind not in self._kinds:
             return None
-        record = {"messages": messages, "kind": document.kind}
+        messages = _READERS[document.kind](document.text)
+        record: dict[str, Any] = {"messages": messages, "kind": document.kind}
         if document.answer is not None:
             record["answer"] = document.answer
         return Document(conversations.canonical(record, document.id, document.id))

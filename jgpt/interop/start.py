@@ -23,6 +23,9 @@ from jgpt.training.state_files import read_arrays
 from jgpt.training.workdir import Workdir
 from jgpt.typing import PyTree
 
+HEAD = ("pooling", "pooler", "num_labels", "label_level")
+"""Settings of a task head."""
+
 
 def prepare(config: Config, workdir: Path) -> tuple[Config, Start | None]:
     """(the config with model and tokenizer of what `init` names, how to load its weights).
@@ -65,7 +68,7 @@ def _from_folder(config: Config, path: Path, workdir: Path) -> tuple[Config, Sta
             keep_origin(path, workdir)
         return variables
 
-    return filled, start
+    return filled, _beside_new_head(start, found)
 
 
 def _from_run(config: Config, path: Path) -> tuple[Config, Start]:
@@ -78,15 +81,46 @@ def _from_run(config: Config, path: Path) -> tuple[Config, Start]:
     ) -> dict[str, PyTree]:
         return _restored(saved, model, shardings, replicated)
 
-    return filled, start
+    return filled, _beside_new_head(start, saved.config.model)
 
 
 def _filled(config: Config, found: ModelConfig, name: str, tokenizer_path: Path) -> Config:
-    model = own_computation(config.model, found, name)
+    model = own_computation(config.model, _with_head(config.model, found), name)
     tokenizer = config.tokenizer
     if not tokenizer.path:
         tokenizer = TokenizerConfig(kind="huggingface", path=str(tokenizer_path))
     return dataclasses.replace(config, model=model, tokenizer=tokenizer)
+
+
+def _with_head(asked: ModelConfig, found: ModelConfig) -> ModelConfig:
+    """`found`, with the task head that is asked for where it has none."""
+    if found.num_labels or not asked.num_labels:
+        return found
+    return dataclasses.replace(found, **{name: getattr(asked, name) for name in HEAD})
+
+
+def _beside_new_head(start: Start, found: ModelConfig) -> Start:
+    """`start`, which knows nothing of a task head, and random weights where the model has one."""
+
+    def around(
+        model: ModelConfig, shardings: PyTree, replicated: jax.sharding.Sharding
+    ) -> dict[str, PyTree]:
+        if found.num_labels == model.num_labels:
+            return start(model, shardings, replicated)
+        plain = dataclasses.replace(model, **{name: getattr(found, name) for name in HEAD})
+        new = shardings.keys() - models.abstract_params(plain).keys()
+
+        def head(key: jax.Array) -> PyTree:
+            params = models.init(model, key)
+            return {name: params[name] for name in new}
+
+        known = {name: value for name, value in shardings.items() if name not in new}
+        variables = start(plain, known, replicated)
+        places = {name: shardings[name] for name in new}
+        made = jax.jit(head, out_shardings=places)(jax.random.key(0))
+        return {**variables, "params": {**variables["params"], **made}}
+
+    return around
 
 
 def own_computation(asked: ModelConfig, found: ModelConfig, name: str) -> ModelConfig:

@@ -20,7 +20,8 @@ def pool(
     """One vector per row, a row being one document.
 
     Args:
-        pooling: `cls`, the first token's; `mean` over all that are not padding, summed in float32.
+        pooling: `cls`, the first token's; `mean` over all that are not padding, summed in float32;
+            `last`, the last one's that is not padding (padding stands on the right).
         hidden: hidden states.
         token_mask: False at padding; None when there is none.
 
@@ -29,12 +30,16 @@ def pool(
     """
     if pooling == "cls":
         return hidden[:, 0]
-    if pooling != "mean":
+    if pooling not in ("mean", "last"):
         raise ConfigError(
-            f"model.pooling is {pooling!r}, which gives no vector; set it to 'cls' or 'mean'"
+            f"model.pooling is {pooling!r}, which gives no vector; set it to 'cls', 'mean' or "
+            "'last'"
         )
     if token_mask is None:
         token_mask = jnp.ones(hidden.shape[:2], bool)
+    if pooling == "last":
+        last = jnp.maximum(jnp.sum(token_mask, axis=1) - 1, 0)
+        return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
     weights = token_mask.astype(jnp.float32)[..., None]
     total = jnp.sum(hidden.astype(jnp.float32) * weights, axis=1)
     return (total / jnp.maximum(jnp.sum(weights, axis=1), 1.0)).astype(hidden.dtype)

@@ -23,8 +23,8 @@ def embed(
 
     Args:
         batch: as `apply` takes it.
-        pooling: `cls` or `mean` of the last hidden states, without a pooler (Reimers and Gurevych
-            2019); "" for what the config says, its pooler included.
+        pooling: `cls`, `mean` or `last` of the last hidden states, without a pooler (Reimers and
+            Gurevych 2019); "" for what the config says, its pooler included.
         normalize: to length 1, so that a dot product is a cosine.
 
     Raises:

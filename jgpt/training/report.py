@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from jgpt.data.stats import CUTS
 from jgpt.training import charts, manifest
 from jgpt.training.charts import Level, Series, heat_map, line_chart
 from jgpt.training.metrics import last_per_step, read_json_lines
@@ -107,6 +108,7 @@ def _tiles(train: list[dict], validation: list[dict], windows: list[dict], final
 
     tile(last.get("validation_loss"), "validation loss, nats/token")
     tile(last.get("validation_bits_per_character"), "bits per character")
+    tile(final.get("checked_accuracy"), "questions answered rightly", "{:.0%}")
     tile(final.get("trigram_loss"), "Kneser-Ney trigram loss")
     tile(final.get("wellformed_share"), "sentences well formed", "{:.0%}")
     tile(final.get("verbatim_share"), "sentences verbatim from training", "{:.0%}")
@@ -293,6 +295,7 @@ def _data(facts: dict, final: dict) -> str:
             ("times the corpus was read", ", ".join(f"{e:.2f}" for e in final["epochs"])),
             ("padding", f"{final['padding_share']:.2%} of all positions"),
         ]
+        rows += [(name.replace("_", " "), f"{final[name]:,}") for name in CUTS if name in final]
     filters = [
         (name, f"{f['documents']:,}", f"{f['changed']:,}", f"{f['characters']:,}")
         for name, f in corpus["cleaning"]["filters"].items()

@@ -115,3 +115,15 @@ def test_another_reply_is_another_corpus(tmp_path):
         config = DataConfig(sources=f"chat:{path}", validation_fraction=0.0)
         prints.append(open_corpus(config).fingerprint)
     assert prints[0] != prints[1]
+
+
+def test_the_microworld_gives_the_kinds_that_are_asked_for():
+    def kinds(source):
+        config = DataConfig(sources=source, microworld_documents=200, validation_fraction=0.1)
+        texts = open_corpus(config).sources[0].training_texts()
+        return {json.loads(text)["kind"] for text in texts}
+
+    assert kinds("microworld_chat") == {"qa", "arithmetic", "instruction"}
+    assert kinds("microworld_chat:instruction+qa") == {"qa", "instruction"}
+    with pytest.raises(DataError, match="has no kind 'story'; choose from qa"):
+        kinds("microworld_chat:story")

@@ -1,0 +1,54 @@
+"""Templates known by name: transformers' ids and masks, and the public models' texts."""
+
+import json
+
+import pytest
+import test_chat
+from test_tokenizer_huggingface import llama_like
+
+from jgpt import tokenizers
+from jgpt.tokenizers.chat_formats import FORMATS, open_template, token_names
+
+TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    pytest.importorskip("tokenizers", reason="the folder holds a tokenizer.json")
+    folder = tmp_path_factory.mktemp("formats")
+    before = test_chat.MARKERS
+    test_chat.MARKERS = [token for format in FORMATS.values() for token in format.tokens]
+    test_chat.with_markers(llama_like, folder)
+    test_chat.MARKERS = before
+    (folder / "tokenizer_config.json").write_text(json.dumps(TOKENS), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("case", ["two", "four"])
+def test_ids_and_masks_are_transformers(folder, name, case):
+    transformers = pytest.importorskip("transformers", reason="the other implementation")
+    theirs = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"), **TOKENS
+    )
+    theirs.chat_template = FORMATS[name].template
+    ours = tokenizers.load(folder)
+    messages = test_chat.CHATS[case]
+    encoded = open_template(name, ours).encode_for_training(ours, messages)
+    expected = theirs.apply_chat_template(
+        messages, return_dict=True, return_assistant_tokens_mask=True
+    )
+    assert encoded.ids == expected["input_ids"]
+    assert encoded.assistant_mask == [bool(m) for m in expected["assistant_masks"]]
+    prompt = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert open_template(name, ours).encode(ours, messages, add_generation_prompt=True) == prompt
+
+
+def test_a_tokenizer_without_a_bos_of_its_own_writes_none(folder):
+    ours = tokenizers.load(folder)
+    assert token_names(ours)["bos_token"] == "<s>" and token_names(ours)["eos_token"] == "</s>"
+    ours.bos_id = ours.eos_id
+    assert token_names(ours)["bos_token"] == ""
+    text = open_template("jgpt", tokenizers.load(folder)).render(test_chat.TURNS[:1])
+    assert text.startswith("<s><|user|>")
