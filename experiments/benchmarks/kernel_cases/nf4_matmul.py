@@ -1,7 +1,7 @@
 """NF4 product: a weight of 4,096 x 4,096, 16 rows (decoding) and 512 (training), bfloat16.
 
-The floor has the codes and scales (4.5 bits per weight), rows and float32 results, and not the look-up
-of the levels. Beside ours: XLA, the whole weight dequantised and then multiplied.
+The floor has the codes and scales (4.5 bits per weight), rows and float32 results; it looks up no
+levels. Beside ours: XLA, the whole weight dequantised and then multiplied.
 """
 
 import functools
