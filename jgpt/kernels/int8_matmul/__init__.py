@@ -1,4 +1,4 @@
-"""Product with a frozen weight in int8, one scale for each output (Dettmers et al. 2022, section 2).
+"""Product with a frozen weight in int8, one scale per output (Dettmers et al. 2022, section 2).
 
 Codes and scales are those of bitsandbytes' `int8_vectorwise_quant`; activations are not quantised.
 A weight is [out, in], the transpose of a Flax kernel.
