@@ -466,6 +466,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.optimizer.muon_momentum = 0.95
     # exponential moving average of the weights; 0 for none
     c.optimizer.ema_decay = 0.0
+    # 'PATTERN: freeze' or 'PATTERN: rate=R decay=D' over parameter paths; first match wins
+    c.optimizer.rules = ()
     # keep the optimizer's state in host memory, where devices have a pinned_host
     c.optimizer.offload = False
 

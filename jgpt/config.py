@@ -725,6 +725,9 @@ class OptimizerConfig:
     muon_learning_rate: float = setting(0.02, "muon: of the matrices; the rest uses learning_rate")
     muon_momentum: float = setting(0.95, "muon's Nesterov momentum")
     ema_decay: float = setting(0.0, "exponential moving average of the weights; 0 for none")
+    rules: tuple[str, ...] = setting(
+        (), "'PATTERN: freeze' or 'PATTERN: rate=R decay=D' over parameter paths; first match wins"
+    )
     offload: bool = setting(
         False, "keep the optimizer's state in host memory, where devices have a pinned_host"
     )

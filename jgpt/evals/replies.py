@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 
@@ -67,12 +68,20 @@ class Replier:
     over where there is none.
     """
 
-    def __init__(self, config: Config, tokenizer: Tokenizer, rows_multiple: int = 1):
+    def __init__(
+        self,
+        config: Config,
+        tokenizer: Tokenizer,
+        rows_multiple: int = 1,
+        model_apply: Callable[..., Any] | None = None,
+    ):
         """
         Args:
             config: of the run; `model`, `sample`, `data` are read.
             tokenizer: of the model.
             rows_multiple: rows are made a multiple of this (the parts that a mesh cuts them into).
+            model_apply: `models.apply` bound to the model's config, and to adapters where there are
+                some; None for the model alone.
         """
         self._tokenizer, self._sample = tokenizer, config.sample
         self._encoder = ChatEncoder(tokenizer, config.data)
@@ -83,7 +92,7 @@ class Replier:
         silent = {tokenizer.pad_id, tokenizer.unk_id, tokenizer.bos_id} - {self._stop}
         silent |= set(range(tokenizer.vocab_size, model.vocab_size))
         self._generate = Generator(
-            partial(apply, model),
+            model_apply or partial(apply, model),
             partial(init_cache, model, cache=config.sample.cache),
             config.sample,
             vocab_size=model.vocab_size,

@@ -1,8 +1,9 @@
 """Text written by a model, ready to be shown and judged."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 
@@ -26,16 +27,24 @@ class Sample:
 
 
 def make_generator(
-    model: ModelConfig, sample: SampleConfig, tokenizer: Tokenizer, chunk: int = 32
+    model: ModelConfig,
+    sample: SampleConfig,
+    tokenizer: Tokenizer,
+    chunk: int = 32,
+    model_apply: Callable[..., Any] | None = None,
 ) -> Generator:
     """A `Generator` for this model and tokenizer. It never draws pad, unk or bos.
 
     Nor does it draw ids that the tokenizer does not have: public models pad their vocabulary.
+
+    Args:
+        model_apply: `models.apply` bound to the model's config, and to adapters where there are
+            some; None for the model alone.
     """
     silent = {tokenizer.pad_id, tokenizer.unk_id, tokenizer.bos_id} - {tokenizer.eos_id}
     silent |= set(range(tokenizer.vocab_size, model.vocab_size))
     return Generator(
-        partial(apply, model),
+        model_apply or partial(apply, model),
         partial(init_cache, model, cache=sample.cache),
         sample,
         vocab_size=model.vocab_size,
@@ -75,6 +84,7 @@ class Writer:
         sample: SampleConfig,
         tokenizer: Tokenizer,
         rows_multiple: int = 1,
+        model_apply: Callable[..., Any] | None = None,
     ):
         """
         Args:
@@ -82,12 +92,15 @@ class Writer:
             sample: prompts (taken in turn), length, and how tokens are drawn.
             tokenizer: of the model.
             rows_multiple: rows are made a multiple of this (the parts that a mesh cuts them into).
+            model_apply: see `make_generator`.
         """
         self._model = model
         self._sample = sample
         self._tokenizer = tokenizer
         self._rows_multiple = rows_multiple
-        self._generate = make_generator(model, sample, tokenizer, chunk=sample.max_new_tokens)
+        self._generate = make_generator(
+            model, sample, tokenizer, sample.max_new_tokens, model_apply
+        )
         self._unroll = jax.jit(lambda params: restack(params, model, scan=False))
 
     def write(self, variables: PyTree, number: int) -> list[Sample]:

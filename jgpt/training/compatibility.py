@@ -19,6 +19,8 @@ RULES: list[tuple[str, str]] = [
     (r"^model\.", FIXED),
     # Weights that a run started from are in its checkpoints.
     (r"^init\.", FREE),
+    (r"^peft\.(dropout|rate_ratio|adapters)$", FREE),
+    (r"^peft\.", FIXED),
     # A tokenizer is judged by its fingerprint, not by how it came about.
     (r"^tokenizer\.", FREE),
     # The position in the data only means something for the same stream of batches.

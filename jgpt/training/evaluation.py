@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jgpt import models, sharding
+from jgpt import sharding
 from jgpt.data.sources import parse_sources
 from jgpt.evals import labels, ngram, perplexity, replies, wellformed
 from jgpt.evals.writing import Sample
@@ -50,7 +50,7 @@ class Evaluator:
 
         @partial(jax.jit, out_shardings=sharding.replicated(run.mesh))
         def predict(variables: PyTree, batch: Batch) -> dict[str, jax.Array]:
-            outputs, _ = models.apply(run.config.model, variables, batch, output="labels")
+            outputs, _ = run.apply(variables, batch, output="labels")
             return {"outputs": outputs, "labels": batch["labels"]}
 
         def batches() -> Iterator[Batch]:
@@ -74,7 +74,7 @@ class Evaluator:
         sample = dataclasses.replace(config.sample, temperature=0.0, repetition_penalty=1.0)
         parts = sharding.batch_parts(self._run.mesh)
         greedy = dataclasses.replace(config, sample=sample)
-        return replies.Replier(greedy, self._run.tokenizer, parts)
+        return replies.Replier(greedy, self._run.tokenizer, parts, self._run.apply)
 
     def check(self, variables: PyTree) -> dict[str, float]:
         """How many held-out questions are answered rightly; {} where none can be checked."""

@@ -9,6 +9,7 @@ The devices never wait for the host: a step is dispatched before the figures of 
 are fetched.
 """
 
+import dataclasses
 import errno
 import time
 from collections.abc import Iterator
@@ -152,10 +153,13 @@ class Loop:
     def _begin(self) -> tuple[TrainState, int]:
         """The state to start from and the number of steps it has taken."""
         with self.clock.part("start"):
-            restored = self.parts.checkpoints.restore_latest(self.parts.abstract, self.config)
+            abstract = self.parts.kept(self.parts.abstract)
+            restored = self.parts.checkpoints.restore_latest(abstract, self.config)
             if restored:
                 self.batches.set_state(pipeline.merge_states(restored.data_states))
                 state, first = restored.state, restored.step
+                if abstract is not self.parts.abstract:
+                    state = dataclasses.replace(state, frozen=self.parts.init().frozen)
                 self.saved = first
             else:
                 state, first = self.parts.init(), 0
@@ -318,7 +322,8 @@ class Loop:
         figures = self.validated if self.validated.get("step") == at else {}
         with self.clock.part("checkpoint"):
             data_state = self.batches.get_state()
-            self.parts.checkpoints.save(state, data_state, self.config, figures, at)
+            kept = self.parts.kept(state)
+            self.parts.checkpoints.save(kept, data_state, self.config, figures, at)
 
     def _validate(self, state: TrainState, at: int) -> None:
         with self.clock.part("validation"):

@@ -14,10 +14,12 @@ clipping and parameter scale are taken over a whole leaf, so that it alone diffe
 scanned and unrolled layers.) Moments are float32 whatever the parameters' type.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jgpt.config import OptimizerConfig
@@ -82,6 +84,8 @@ def make_optimizer(
     steps: int,
     params: PyTree,
     learning_rate_scales: PyTree | None = None,
+    decays: PyTree | None = None,
+    groups: PyTree | None = None,
 ) -> optax.GradientTransformation:
     """Clipping, the update rule, decoupled weight decay and the schedule in one transformation.
 
@@ -89,14 +93,20 @@ def make_optimizer(
         config: which of them, and their numbers.
         steps: updates in the whole run.
         params: parameters or their shapes; only paths are read.
-        learning_rate_scales: a number per leaf that multiplies its learning rate (muP); weight
-            decay is not scaled.
+        learning_rate_scales: a number or an array per leaf that multiplies its learning rate (muP,
+            rules, LoRA+); weight decay is not scaled.
+        decays: a number or an array per leaf in place of `config.weight_decay` and its group's
+            share of it; None where there is none.
+        groups: of the parameters, where `GROUPS` does not say.
 
     Raises:
         ValueError: a parameter that no rule of `GROUPS` matches.
     """
-    groups = parameter_groups(params)
-    decayed = jax.tree.map(lambda group: group in ("matrix", "head"), groups)
+    groups = parameter_groups(params) if groups is None else groups
+    decays = jax.tree.map(lambda _: None, groups) if decays is None else decays
+    decays = jax.tree.map(
+        functools.partial(_decay, config.weight_decay), groups, decays, is_leaf=_is_none
+    )
     by_muon = jax.tree.map(
         lambda group: "muon" if config.name == "muon" and group == "matrix" else "other", groups
     )
@@ -108,10 +118,29 @@ def make_optimizer(
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
         _update_rule(config, by_muon),
         _scale_by_leaf(learning_rate_scales, by_muon),
-        optax.add_decayed_weights(config.weight_decay, decayed),
+        _add_decayed(decays),
         optax.partition({k: optax.scale_by_learning_rate(r) for k, r in rates.items()}, by_muon),
     ]
     return _in_float32(optax.chain(*parts))
+
+
+def _is_none(x: object) -> bool:
+    return x is None
+
+
+def _decay(usual: float, group: str, own: float | Array | None) -> float | Array:
+    if own is not None:
+        return own
+    return usual if group in ("matrix", "head") else 0.0
+
+
+def _add_decayed(decays: PyTree) -> optax.GradientTransformation:
+    """Adds to each update its parameter times its number (Loshchilov & Hutter 2019)."""
+
+    def add(update: Array, parameter: Array, decay: float | Array) -> Array:
+        return update + decay * parameter if np.any(decay) else update
+
+    return optax.stateless(lambda updates, params: jax.tree.map(add, updates, params, decays))
 
 
 def _update_rule(config: OptimizerConfig, by_muon: PyTree) -> optax.GradientTransformation:

@@ -19,7 +19,7 @@ from jgpt.config import Config, ConfigError, ModelConfig, TokenizerConfig, to_di
 from jgpt.data import pipeline
 from jgpt.data.store import cache_folder
 from jgpt.evals.writing import Writer
-from jgpt.objectives import make_objective
+from jgpt.objectives import Apply, make_objective
 from jgpt.tokenizers import Tokenizer, build, load
 from jgpt.tokenizers.report import measure
 from jgpt.training import state as train_state
@@ -29,6 +29,7 @@ from jgpt.training.offload import offloaded, on_host
 from jgpt.training.optimizer import make_optimizer
 from jgpt.training.state import TrainState
 from jgpt.training.step import compile_step, make_eval_step, make_train_step
+from jgpt.training.trainable import Trainable, make_trainable
 from jgpt.training.workdir import Workdir, read_json, write_json
 from jgpt.typing import Batch
 
@@ -53,6 +54,8 @@ class Run:
     corpus: pipeline.Corpus
     mesh: jax.sharding.Mesh
     checkpoints: Checkpoints
+    apply: Apply
+    """the model, with whatever is added to it"""
     writer: Writer
     init: Callable[[], TrainState]
     """a fresh state, born in place"""
@@ -70,6 +73,10 @@ class Run:
     @property
     def main_process(self) -> bool:
         return jax.process_index() == 0
+
+    def kept(self, state: TrainState) -> TrainState:
+        """What a checkpoint holds of `state`: adapters go without the model that they adapt."""
+        return state if self.config.peft.method == "none" else dataclasses.replace(state, frozen={})
 
     @property
     def several(self) -> bool:
@@ -137,7 +144,7 @@ def set_up(config: Config, files: Workdir, start: Start | None = None) -> Run:
     config = decide(config, tokenizer)
     checkpoints = Checkpoints(files.path, config.checkpoint, tokenizer.fingerprint)
     init, abstract, train_step, eval_step = make_steps(config, mesh, start)
-    objective = make_objective(config)
+    objective, apply = make_objective(config), make_trainable(config).apply()
     corrupt = objective.corrupt
     if corrupt is not None:
         corrupt = jax.jit(corrupt, out_shardings=sharding.batch_sharding(mesh))
@@ -148,10 +155,11 @@ def set_up(config: Config, files: Workdir, start: Start | None = None) -> Run:
         corpus=corpus,
         mesh=mesh,
         checkpoints=checkpoints,
-        writer=Writer(config.model, config.sample, tokenizer, sharding.batch_parts(mesh)),
+        apply=apply,
+        writer=Writer(config.model, config.sample, tokenizer, sharding.batch_parts(mesh), apply),
         init=init,
         abstract=abstract,
-        prepare=partial(objective.prepare, partial(models.apply, config.model)),
+        prepare=partial(objective.prepare, apply),
         corrupt=corrupt,
         train_step=train_step,
         eval_step=eval_step,
@@ -240,13 +248,16 @@ def make_steps(
         start: where the first weights come from; None for random ones.
     """
     model, objective = config.model, make_objective(config)
-    apply = partial(models.apply, model)
-    params = models.abstract_params(model)
+    trainable = make_trainable(config)
+    apply = trainable.apply()
+    params = trainable.abstract.params
     optimizer = make_optimizer(
         config.optimizer,
         config.train.steps,
         params,
-        models.learning_rate_scales(model, params),
+        trainable.rates(params),
+        trainable.decays(params),
+        trainable.groups(params),
     )
     biased = model.moe.selection_bias and models.num_moe_layers(model)
     initial = partial(
@@ -258,17 +269,19 @@ def make_steps(
             (models.num_moe_layers(model), model.moe.num_experts) if biased else None
         ),
     )
-    fresh = partial(initial, partial(models.init, model))
+
+    def begin(key: jax.Array) -> train_state.Start:
+        return trainable.start(models.init(model, key), key)
+
+    fresh = partial(initial, begin)
     shapes = jax.eval_shape(fresh)
-    of_params = sharding.shardings(mesh, models.logical_axes(model), params)
-    sharding.check_use(mesh, of_params, params)
-    places = train_state.state_shardings(shapes, of_params, sharding.replicated(mesh))
+    places = _places(trainable, shapes, mesh)
     if config.optimizer.offload:
         places = dataclasses.replace(places, opt_state=on_host(mesh, places.opt_state))
         optimizer = offloaded(optimizer, places.opt_state)
     init = jax.jit(fresh, out_shardings=places)
     if start is not None:
-        init = partial(_started, start, initial, model, places)
+        init = partial(_started, start, initial, trainable, places, mesh)
     step = make_train_step(objective, apply, optimizer, config)
     # Arrays [B] and [B, S] of a batch have no sharding in common where rows are cut along their
     # length: each then stays where `device_batch` has put it.
@@ -281,16 +294,40 @@ def make_steps(
     )
 
 
+def _places(trainable: Trainable, shapes: TrainState, mesh: jax.sharding.Mesh) -> TrainState:
+    """A sharding for every leaf of the state."""
+    axes = trainable.axes()
+    of = {name: sharding.shardings(mesh, axes[name], getattr(shapes, name)) for name in axes}
+    model = sharding.shardings(
+        mesh, models.logical_axes(trainable.model), models.abstract_params(trainable.model)
+    )
+    sharding.check_use(mesh, model, models.abstract_params(trainable.model))
+    return train_state.state_shardings(
+        shapes,
+        of.pop("params"),
+        sharding.replicated(mesh),
+        of,
+    )
+
+
 def _started(
-    start: Start, initial: Callable[..., TrainState], model: ModelConfig, places: TrainState
+    start: Start,
+    initial: Callable[..., TrainState],
+    trainable: Trainable,
+    places: TrainState,
+    mesh: jax.sharding.Mesh,
 ) -> TrainState:
-    """A fresh state around weights that are there; `places.step` is replicated."""
-    variables = start(model, places.params, places.step)
+    """A fresh state around weights that are there."""
+    model = trainable.model
+    of_model = sharding.shardings(mesh, models.logical_axes(model), models.abstract_params(model))
+    variables = start(model, of_model, sharding.replicated(mesh))
 
     def around(params: Any) -> TrainState:
-        return initial(lambda key: params)
+        return initial(lambda key: trainable.start(params, key))
 
-    state = jax.jit(around, out_shardings=places, donate_argnums=0)(variables["params"])
+    whole = trainable.everything or trainable.peft is not None  # arrays that are cut are copied
+    begin = jax.jit(around, out_shardings=places, donate_argnums=(0,) if whole else ())
+    state = begin(variables["params"])
     if "selection_bias" in variables:
         state = dataclasses.replace(state, selection_bias=variables["selection_bias"])
     return state

@@ -1,5 +1,6 @@
 """The `TrainState` as Orbax files: nested dicts named by path, read onto any mesh and layout."""
 
+import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import orbax.checkpoint as ocp
 from jgpt.config import ModelConfig
 from jgpt.models import restack
 from jgpt.models.layout import is_scanned
-from jgpt.training.state import TrainState, abstract_state
+from jgpt.training.state import ADAPTERS, TrainState, abstract_state, parted
 from jgpt.trees import leaves_by_path
 from jgpt.typing import PyTree
 
@@ -42,9 +43,14 @@ def _like(tree: PyTree, values: dict[str, Any]) -> PyTree:
 def read_state(directory: Path, abstract: TrainState, config: ModelConfig) -> TrainState:
     """The state on the devices of `abstract`, restacked where layers are laid out differently."""
     saved = saved_arrays(directory)
-    scanned = is_scanned(saved["params"])
-    if scanned == is_scanned(abstract.params):
+    scanned = _scanned(saved["params"])
+    if scanned == _scanned(abstract.params):
         return _read_like(directory, saved, abstract)
+    if abstract.frozen:
+        raise CheckpointError(
+            f"{directory} holds layers of which some are frozen; set model.scan_layers to "
+            f"{'on' if scanned else 'off'} as it was there"
+        )
     as_saved = jax.eval_shape(functools.partial(_restack, config, scan=scanned), abstract)
     everywhere = abstract.step.sharding
     state = _read_like(
@@ -64,11 +70,20 @@ def _restack(config: ModelConfig, state: TrainState, *, scan: bool) -> TrainStat
     def mirrors(node: Any) -> bool:
         return isinstance(node, dict) and node.keys() == state.params.keys()
 
-    return jax.tree.map(
-        lambda node: restack(node, config, scan) if mirrors(node) else node,
-        state,
-        is_leaf=mirrors,
+    def restacked(params: PyTree) -> PyTree:
+        own, adapters = parted(params)
+        own = restack(own, config, scan)
+        return own if adapters is None else {**own, ADAPTERS: restack(adapters, config, scan)}
+
+    state = jax.tree.map(
+        lambda node: restacked(node) if mirrors(node) else node, state, is_leaf=mirrors
     )
+    return dataclasses.replace(state, constants=restack(state.constants, config, scan))
+
+
+def _scanned(params: PyTree) -> bool:
+    own, adapters = parted(params)
+    return is_scanned(own) or (adapters is not None and is_scanned(adapters))
 
 
 def _read_like(

@@ -22,7 +22,7 @@ from jgpt.config import Config
 from jgpt.layers.router import router_metrics, update_selection_bias
 from jgpt.objectives import Apply, Objective, ratio
 from jgpt.training.optimizer import schedule
-from jgpt.training.state import TrainState, with_selection_bias
+from jgpt.training.state import TrainState, assembled
 from jgpt.trees import map_with_path
 from jgpt.typing import Array, Batch, PyTree, RouterStats
 
@@ -68,7 +68,7 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
-        loss = functools.partial(_loss_sums, objective, apply, state.selection_bias)
+        loss = functools.partial(_loss_sums, objective, apply, state)
         weights = in_gradient_dtype(state.params, config.train.gradient_dtype)
         gradients, sums = accumulate(loss, weights, batch, key, config.train.microbatches)
         gradients = jax.tree.map(lambda g: g / sums.weight, gradients)
@@ -80,13 +80,13 @@ def make_train_step(
         def update(state: TrainState) -> tuple[TrainState, Array]:
             updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
-            new_state = TrainState(
+            new_state = dataclasses.replace(
+                state,
                 step=state.step + 1,
                 params=params,
                 opt_state=opt_state,
                 selection_bias=rebalance(state.selection_bias, sums.router),
                 ema=moving_average(state.ema, params, applied, config.optimizer.ema_decay),
-                skipped=state.skipped,
                 consecutive_skipped=jnp.zeros_like(state.consecutive_skipped),
             )
             return new_state, optax.global_norm(updates)
@@ -101,8 +101,10 @@ def make_train_step(
             return new_state, jnp.zeros(())
 
         # A branch, since selecting leaf by leaf would copy the whole state: on a CPU the update
-        # then takes 1.6 times as long.
-        new_state, update_norm = jax.lax.cond(good, update, skip, state)
+        # then takes 1.6 times as long. What never changes stays outside.
+        changing = dataclasses.replace(state, frozen={}, constants={})
+        new_state, update_norm = jax.lax.cond(good, update, skip, changing)
+        new_state = dataclasses.replace(new_state, frozen=state.frozen, constants=state.constants)
         metrics = {
             **{name: ratio(*pair) for name, pair in sums.metrics.items()},
             "total": total,
@@ -154,12 +156,12 @@ class _Sums:
 def _loss_sums(
     objective: Objective,
     apply: Apply,
-    selection_bias: Array | dict,
+    state: TrainState,
     params: PyTree,
     batch: Batch,
     key: Array,
 ) -> tuple[Array, _Sums]:
-    loss = objective.loss(apply, with_selection_bias(params, selection_bias), batch, key)
+    loss = objective.loss(apply, assembled(params, state), batch, key)
     return loss.objective, _Sums(loss.objective, loss.weight, loss.metrics, loss.router)
 
 
