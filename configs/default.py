@@ -297,8 +297,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.peft.bottleneck = ml_collections.ConfigDict()
     # width of the bottleneck; 0 for hidden_size / reduction
     c.peft.bottleneck.size = 0
-    # hidden_size over that width
-    c.peft.bottleneck.reduction = 16
+    # hidden_size over that width; 0 for the method's own
+    c.peft.bottleneck.reduction = 0
     # relu, gelu, silu; empty for the method's own
     c.peft.bottleneck.activation = ""
     # multiplies what is added; 0 for the method's own
@@ -318,6 +318,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.peft.prompt.init = "normal"
     # init='text': its tokens' embeddings, repeated as need be
     c.peft.prompt.text = ""
+    # init='text': the ids of those tokens
+    c.peft.prompt.tokens = ()
     # p_tuning_v2: on the virtual keys and values, in training
     c.peft.prompt.dropout = 0.0
 

@@ -486,8 +486,10 @@ class BottleneckConfig:
     """Adapters of two small layers on the residual stream."""
 
     size: int = setting(0, "width of the bottleneck; 0 for hidden_size / reduction")
-    reduction: int = setting(16, "hidden_size over that width")
-    activation: str = setting("", "relu, gelu, silu; empty for the method's own")
+    reduction: int = setting(0, "hidden_size over that width; 0 for the method's own")
+    activation: str = setting(
+        "", "relu, gelu, silu; empty for the method's own", ("", "relu", "gelu", "silu")
+    )
     scale: float = setting(0.0, "multiplies what is added; 0 for the method's own")
     init: str = setting(
         "zero_up", "zero_up (identity at the start); bert (N(0, 0.02) on both)", ("zero_up", "bert")
@@ -507,6 +509,7 @@ class PromptConfig:
         ("normal", "uniform", "vocabulary", "text"),
     )
     text: str = setting("", "init='text': its tokens' embeddings, repeated as need be")
+    tokens: tuple[int, ...] = setting((), "init='text': the ids of those tokens")
     dropout: float = setting(0.0, "p_tuning_v2: on the virtual keys and values, in training")
 
     def __post_init__(self):

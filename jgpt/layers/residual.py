@@ -1,5 +1,7 @@
 """The residual stream: adding a sublayer's output to it, and dropout on the way."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,13 @@ class Residual(nn.Module):
     """`r + h`: one of the sites that adapters attach to (bottleneck adapters act on h or r + h)."""
 
     @nn.compact
-    def __call__(self, r: Float[Array, "B S D"], h: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+    def __call__(
+        self,
+        r: Float[Array, "B S D"],
+        h: Float[Array, "B S D"],
+        norm: Callable[[Array], Array] | None = None,
+    ) -> Float[Array, "B S D"]:
+        """The sum; `norm` is what comes after it, which some adapters apply before."""
         return r + h
 
 

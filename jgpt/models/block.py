@@ -103,7 +103,8 @@ class Block(nn.Module):
         if placement == "sandwich":
             h = Norm(self.config, name=f"{sublayer}_post_norm")(h)
         h = dropout(h, self.config.residual_dropout, key)
-        x = Residual(name=f"{sublayer}_residual")(x, h)
-        if placement == "post":
-            x = Norm(self.config, name=f"{sublayer}_post_norm")(x)
-        return x
+        add = Residual(name=f"{sublayer}_residual")
+        if placement != "post":
+            return add(x, h)
+        norm = Norm(self.config, name=f"{sublayer}_post_norm")
+        return norm(add(x, h, norm))

@@ -6,7 +6,19 @@ them into the weights.
 """
 
 from jgpt.config import ModelConfig, PeftConfig
-from jgpt.peft import adalora, dora, lora, lora_fa, lora_plus, vera
+from jgpt.peft import (
+    adalora,
+    bottleneck,
+    dora,
+    ia3,
+    lora,
+    lora_fa,
+    lora_plus,
+    p_tuning,
+    prefix,
+    prompt,
+    vera,
+)
 from jgpt.peft.adapters import (
     Adapters,
     Peft,
@@ -32,6 +44,14 @@ METHODS: dict[str, Method] = {
     "dora": dora.DORA,
     "adalora": adalora.ADALORA,
     "vera": vera.VERA,
+    "ia3": ia3.IA3,
+    "houlsby": bottleneck.HOULSBY,
+    "pfeiffer": bottleneck.PFEIFFER,
+    "parallel": bottleneck.PARALLEL,
+    "prefix_tuning": prefix.PREFIX,
+    "p_tuning_v2": prefix.P_TUNING_V2,
+    "prompt_tuning": prompt.PROMPT,
+    "p_tuning": p_tuning.P_TUNING,
 }
 """`peft.method` -> what it does."""
 

@@ -296,9 +296,10 @@ def unmerge(peft: Peft, params: PyTree, adapters: Adapters) -> PyTree:
             f"peft.method={peft.settings.method!r} cannot be taken out of merged weights; keep the "
             "base"
         )
-    if peft.method.merge_bias is not None and peft.settings.bias:
+    change_bias = peft.method.unmerge_bias
+    if peft.method.merge_bias is not None and change_bias is None and peft.settings.bias:
         raise ConfigError("peft.bias: merged biases cannot be taken out again; keep the base")
-    return _changed(peft, params, adapters, peft.method.unmerge, None)
+    return _changed(peft, params, adapters, peft.method.unmerge, change_bias)
 
 
 def _changed(
