@@ -7,10 +7,10 @@ without rotation; the document's own tokens count their positions from P, as if 
 many others (`Method.past_tokens`). How attention meets a prefix is `jgpt.layers.key_value`'s
 matter.
 
-- `prefix_tuning` (Li and Liang 2021, "Prefix-Tuning", section 4.3): a network makes keys and values, since
-  training them directly is unstable: `[P_K; P_V] = W_up tanh(W_down E + b_down) + b_up`. E [P, K d]
-  and W_down are shared by all layers, W_up is each layer's own (together the paper's one matrix of
-  2 L K d columns). P is 5 to 10 there, the width of the network 512.
+- `prefix_tuning` (Li and Liang 2021, "Prefix-Tuning", section 4.3): a network makes keys and
+  values, since training them directly is unstable: `[P_K; P_V] = W_up tanh(W_down E + b_down) +
+  b_up`. E [P, K d] and W_down are shared by all layers, W_up is each layer's own (together the
+  paper's one matrix of 2 L K d columns). P is 5 to 10 there, the width of the network 512.
 - `p_tuning_v2` (Liu et al. 2022, "P-Tuning v2"): keys and values are trained themselves, with
   dropout on them (`peft.prompt.dropout`; 0.1 in the authors' code, with P up to 128 and a rate of
   5e-3).

@@ -23,8 +23,8 @@ def initial(settings: PeftConfig) -> Initializer:
     kinds = {"normal": Normal(1.0), "uniform": Uniform(0.5)}
     if settings.prompt.init not in kinds:
         raise ConfigError(
-            f"peft.prompt.init={settings.prompt.init!r} is for peft.method='prompt_tuning'; set it to "
-            f"'normal' or 'uniform' for {settings.method!r}"
+            f"peft.prompt.init={settings.prompt.init!r} is for peft.method='prompt_tuning'; for "
+            f"{settings.method!r}, set it to 'normal' or 'uniform'"
         )
     return kinds[settings.prompt.init]
 
