@@ -263,8 +263,10 @@ def _open_source(spec: SourceSpec, config: DataConfig, report: CorpusReport) -> 
     if spec.kind in ("microworld_chat", "microworld_labels"):
         size = config.microworld_documents
         report.add(size, None)
-        tasks: Sequence[Document | None] = MicroworldConversations(size, spec.path)
-        if spec.kind == "microworld_labels":
+        tasks: Sequence[Document | None]
+        if spec.kind == "microworld_chat":
+            tasks = MicroworldConversations(size, spec.path)
+        else:
             tasks = MicroworldLabels(spec.path, size, config.labels)
         return GeneratedTexts(tasks, spec.name, config.validation_fraction, spec.items)
     if spec.kind == "huggingface":

@@ -335,6 +335,13 @@ def test_masks_survive_the_state_of_a_packer():
             assert np.array_equal(learned, b.learned)
 
 
+def test_a_part_of_a_conversation_has_its_part_of_the_mask():
+    segment = encode(TURNS, settings()).segment
+    part = segment.part(7, 30)
+    assert np.array_equal(part.tokens, segment.tokens[7:31])
+    assert np.array_equal(part.learned, segment.learned[7:30])
+
+
 def test_packing_that_cuts_conversations_is_refused(mixture):
     with pytest.raises(DataError, match="'split' would cut conversations"):
         pipeline.open_corpus(dataclasses.replace(mixture, packing="split"))

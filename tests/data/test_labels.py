@@ -127,6 +127,10 @@ def test_labels_stand_alone(tmp_path):
     for changes in ({"packing": "best_fit"}, {"sources": f"labels:{path},microworld"}):
         with pytest.raises(DataError, match="'none' and leave labels alone"):
             pipeline.open_corpus(config_of(f"labels:{path}", CLASSES, **changes))
+    kinds = LabelsConfig(
+        classes=("story", "dialogue", "encyclopedia", "qa", "arithmetic", "instruction")
+    )
+    assert pipeline.open_corpus(config_of("microworld_labels:kind", kinds)).labelled
     with pytest.raises(DataError, match="no task 'mood'; choose one of kind, similarity"):
         pipeline.open_corpus(config_of("microworld_labels:mood", CLASSES))
 
