@@ -1,3 +1,8 @@
+import os
+import pathlib
+import subprocess
+import sys
+
 import jax
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh
@@ -33,3 +38,25 @@ def for_an_h100():
     mesh = AbstractMesh((1,), ("one",), abstract_device=device)
     with jax.sharding.use_abstract_mesh(mesh):
         yield
+
+
+@pytest.fixture(scope="session")
+def compile_for_tpu():
+    """Runs a program that compiles for the TPU topology in its first argument, and gives what it
+    prints; in a process of its own, since the compiler takes its settings from the environment."""
+    pytest.importorskip("libtpu", reason="the TPU compiler: pip install libtpu")
+
+    def run(program, topology):
+        environment = {
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "TPU_SKIP_MDS_QUERY": "1",
+            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+            "PYTHONPATH": str(pathlib.Path(__file__).parents[2]),
+        }
+        command = [sys.executable, "-c", program, topology]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+        return done.stdout
+
+    return run

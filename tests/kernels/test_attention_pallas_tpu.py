@@ -1,10 +1,6 @@
 """The TPU kernels: against the reference in the interpreter, and through the TPU compiler."""
 
 import functools
-import os
-import pathlib
-import subprocess
-import sys
 
 import hypothesis
 import jax
@@ -32,8 +28,6 @@ from jgpt.kernels.attention.pallas_tpu_block import gather, spread
 from jgpt.kernels.attention.pallas_tpu_steps import Blocks
 from jgpt.kernels.attention.schedule import make_schedule
 from jgpt.typing import AlibiBias, Mask, RelativeBias
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 def cut(queries, keys, forward_part=(1024, 1024), backward_part=(1024, 1024)):
@@ -395,21 +389,5 @@ with jax.sharding.use_abstract_mesh(mesh):
 @pytest.mark.tpu_aot
 @pytest.mark.slow
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
-def test_both_passes_compile_for_tpu(topology):
-    pytest.importorskip("libtpu", reason="the TPU compiler: pip install libtpu")
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "TPU_SKIP_MDS_QUERY": "1",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        "PYTHONPATH": str(ROOT),
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, topology],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-    assert done.stdout.count("ok ") == 9
+def test_both_passes_compile_for_tpu(topology, compile_for_tpu):
+    assert compile_for_tpu(PROGRAM, topology).count("ok ") == 9

@@ -1,10 +1,5 @@
 """The TPU kernels of the loss: against float64 in the interpreter, and through the compiler."""
 
-import os
-import pathlib
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +11,6 @@ from test_cross_entropy import OPTIONS, expected, relative_error
 
 from jgpt.kernels.cross_entropy import pallas_tpu
 
-ROOT = pathlib.Path(__file__).parents[2]
 SHAPES = {
     "whole blocks": (256, 24, 256),
     "ragged tokens and vocabulary": (150, 24, 300),
@@ -201,21 +195,5 @@ print("compiled")
 @pytest.mark.tpu_aot
 @pytest.mark.slow
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
-def test_compiles_for_tpu(topology):
-    pytest.importorskip("libtpu", reason="the TPU compiler: pip install libtpu")
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "TPU_SKIP_MDS_QUERY": "1",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        "PYTHONPATH": str(ROOT),
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, topology],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.strip() == "compiled"
+def test_compiles_for_tpu(topology, compile_for_tpu):
+    assert compile_for_tpu(PROGRAM, topology).strip() == "compiled"

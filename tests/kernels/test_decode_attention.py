@@ -2,10 +2,7 @@
 
 import dataclasses
 import functools
-import os
-import pathlib
-import subprocess
-import sys
+import re
 from typing import NamedTuple
 
 import jax
@@ -15,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jgpt.kernels.attention import attention
 from jgpt.kernels.decode_attention import (
@@ -30,8 +28,6 @@ from jgpt.kernels.decode_attention import (
     write,
 )
 from jgpt.typing import AlibiBias, Mask, RelativeBias
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 class Case(NamedTuple):
@@ -175,6 +171,37 @@ def test_every_backend_is_the_definition(name, backend, quick_jit):
     assert got[0].dtype == q.dtype
     tolerance = 2e-2 if case.dtype == "bfloat16" else 5e-6
     assert largest_error(got, by_definition(q, stored, mask, **options)) < tolerance
+
+
+@pytest.mark.parametrize("name", ["blockwise", "pallas_tpu"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(lengths=(30, 9, 1, 17), int8=True, window=7, sinks=True, alibi=True, queries=2),
+        Case(lengths=(30, 0, 21, 5), page=8, softcap=1.5),
+    ],
+    ids=["slots", "pages"],
+)
+def test_rows_and_heads_lie_on_a_mesh(name, case):
+    """Rows over four devices, heads over two; the cache's heads stay where they are."""
+    q, stored, mask, options = problem(case)
+    want = by_definition(q, stored, mask, **options)
+    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    rows = ("data", "fsdp")
+    pool = PartitionSpec(None if case.page else rows, "tensor")
+
+    def place(x, spec):
+        return jax.device_put(x, NamedSharding(mesh, spec))
+
+    stored = jax.tree.map(lambda x: place(x, pool if x.ndim > 2 else PartitionSpec(rows)), stored)
+    q = place(q, PartitionSpec(rows, None, "tensor"))
+    with jax.set_mesh(mesh):
+        run = jax.jit(lambda q, stored: RUNS[name](q, stored, mask, **options))
+        compiled = run.lower(q, stored).compile()
+        out, logsumexp = compiled(q, stored)
+    assert largest_error((out, logsumexp), want) < 5e-6
+    whole = rf"\[\d+,{case.kv_heads},{stored.k.shape[2]},{case.width}\]"
+    assert not re.search(whole, compiled.as_text()), "a device has all heads"
 
 
 SHAPES = {
@@ -405,17 +432,5 @@ with jax.sharding.use_abstract_mesh(mesh):
 
 @pytest.mark.tpu_aot
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
-def test_compiles_for_tpu(topology):
-    pytest.importorskip("libtpu", reason="needs the TPU compiler: pip install 'jax[tpu]'")
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "JAX_PLATFORMS": "cpu",
-        "TPU_SKIP_MDS_QUERY": "1",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, topology], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("ok") == 4
+def test_compiles_for_tpu(topology, compile_for_tpu):
+    assert compile_for_tpu(PROGRAM, topology).count("ok") == 4

@@ -10,15 +10,13 @@ generation and whole tiles (docs/kernels.md).
 """
 
 import functools
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.sharding import PartitionSpec
 
-from jgpt.kernels.attention.over_mesh import cut
+from jgpt.kernels.attention.over_mesh import Inputs, cut, on_every_device
 from jgpt.kernels.attention.pallas_gpu_calls import (
     Extras,
     backward_keys,
@@ -29,7 +27,7 @@ from jgpt.kernels.attention.pallas_gpu_kernels import LOG2_E, LOWEST, Static
 from jgpt.kernels.attention.pallas_gpu_walk import Tile
 from jgpt.kernels.device import device_kind
 from jgpt.kernels.nvidia import KIB, PREFIX, shared_memory
-from jgpt.typing import AlibiBias, Array, Bias, Mask, RelativeBias
+from jgpt.typing import Array, Bias, Mask, RelativeBias
 
 
 class Tiles(NamedTuple):
@@ -103,20 +101,6 @@ def choose_tiles(kind: str, dtype: jax.typing.DTypeLike, width: int) -> Tiles:
     return TILES[max(sizes), *row]
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class _Inputs:
-    """Every array of a call."""
-
-    q: Array
-    k: Array
-    v: Array
-    scale: Array
-    bias: AlibiBias | None
-    sinks: Array | None
-    mask: Mask
-
-
 def attention(
     q: Array, k: Array, v: Array, mask: Mask, *, scale: float | Array, **options: Any
 ) -> Array:
@@ -152,28 +136,12 @@ def attention_with_logsumexp(
         tiles: block sizes; None takes `choose_tiles`.
         interpret: runs on any device.
     """
-    inputs = _Inputs(q, k, v, jnp.asarray(scale, jnp.float32), bias, sinks, mask)
+    inputs = Inputs(q, k, v, jnp.asarray(scale, jnp.float32), bias, sinks, mask)
     run = functools.partial(_on_one_device, softcap=softcap, tiles=tiles, interpret=interpret)
-    lies = cut("the Pallas GPU kernel", q.shape[0], k.shape[2])
-    if not lies.needed:
-        return run(inputs)
-    rows, heads = lies.batch or None, lies.heads or None
-    tokens, by_head = PartitionSpec(rows, None, heads), PartitionSpec(heads)
-    specs = _Inputs(
-        q=tokens,
-        k=tokens,
-        v=tokens,
-        scale=PartitionSpec(),
-        bias=None if bias is None else AlibiBias(by_head),
-        sinks=None if sinks is None else by_head,
-        mask=jax.tree.map(lambda x: PartitionSpec(rows if len(x) > 1 else None), mask),
-    )
-    return jax.shard_map(run, in_specs=(specs,), out_specs=(tokens, tokens), check_vma=False)(
-        inputs
-    )
+    return on_every_device("the Pallas GPU kernel", run, inputs)
 
 
-def _on_one_device(inputs: _Inputs, softcap: float, tiles: Tiles | None, interpret: bool) -> Array:
+def _on_one_device(inputs: Inputs, softcap: float, tiles: Tiles | None, interpret: bool) -> Array:
     q, k, v, mask = inputs.q, inputs.k, inputs.v, inputs.mask
     width = max(q.shape[3], v.shape[3])
     tiles = tiles or choose_tiles(device_kind(), q.dtype, width)

@@ -7,16 +7,15 @@ whole blocks, and widths are left as they are.
 """
 
 import functools
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import PartitionSpec
 
 from jgpt.kernels.attention.mask import relative_bucket, row_indices
-from jgpt.kernels.attention.over_mesh import cut
+from jgpt.kernels.attention.over_mesh import Inputs, cut, on_every_device
 from jgpt.kernels.attention.pallas_tpu_block import LANES, LOG2_E, LOWEST
 from jgpt.kernels.attention.pallas_tpu_calls import backward, forward
 from jgpt.kernels.attention.pallas_tpu_steps import (
@@ -119,21 +118,6 @@ MASK_ARRAYS = (
 )
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class _Inputs:
-    """Every array of a call."""
-
-    q: Array
-    k: Array
-    v: Array
-    scale: Array
-    bias: Bias | None
-    sinks: Array | None
-    mask: Mask
-    known: tuple[Array, Array] | None
-
-
 def attention(q: Array, k: Array, v: Array, mask: Mask, **options: Any) -> Array:
     """See `jgpt.kernels.attention.attention`; options as for `attention_with_logsumexp`."""
     return attention_with_logsumexp(q, k, v, mask, **options)[0]
@@ -169,29 +153,13 @@ def attention_with_logsumexp(
         blocks: how to cut; None takes the chip's from `CHIPS`.
         interpret: what `pallas_call` takes: True or `pltpu.InterpretParams` run on any device.
     """
-    inputs = _Inputs(q, k, v, jnp.asarray(scale, jnp.float32), bias, sinks, mask, known)
+    inputs = Inputs(q, k, v, jnp.asarray(scale, jnp.float32), bias, sinks, mask, known)
     run = functools.partial(_padded, softcap=softcap, blocks=blocks, interpret=interpret)
-    lies = cut("the Pallas TPU kernel", q.shape[0], k.shape[2])
-    if not lies.needed:
-        return run(inputs)
-    rows, heads = lies.batch or None, lies.heads or None
-    tokens, by_head = PartitionSpec(rows, None, heads), PartitionSpec(heads)
-    specs = _Inputs(
-        q=tokens,
-        k=tokens,
-        v=tokens,
-        scale=PartitionSpec(),
-        bias=jax.tree.map(lambda x: PartitionSpec(*[None] * (x.ndim - 1), heads), bias),
-        sinks=None if sinks is None else by_head,
-        mask=jax.tree.map(lambda x: PartitionSpec(rows), mask),
-        known=jax.tree.map(lambda x: tokens, known),
-    )
-    outs = tokens, tokens
-    return jax.shard_map(run, in_specs=(specs,), out_specs=outs, check_vma=False)(inputs)
+    return on_every_device("the Pallas TPU kernel", run, inputs)
 
 
 def _padded(
-    inputs: _Inputs, softcap: float, blocks: Blocks | None, interpret: Any
+    inputs: Inputs, softcap: float, blocks: Blocks | None, interpret: Any
 ) -> tuple[Array, Array]:
     """`attention_with_logsumexp` on one device."""
     q, k, v, mask = inputs.q, inputs.k, inputs.v, inputs.mask

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jgpt.kernels.cross_entropy import streaming
-from jgpt.kernels.cross_entropy.streaming import Figures, Rows, Totals
+from jgpt.kernels.cross_entropy.chunks import Figures, Rows, Totals
 from jgpt.kernels.matmul import input_gradient, product, weight_gradient
 from jgpt.typing import Array, CrossEntropy
 
@@ -63,7 +63,7 @@ def token_logps(
 
 @dataclass(frozen=True)
 class _Steps:
-    """See `streaming.Steps`. Rows stay apart: a batch cut over devices stays where it is."""
+    """See `chunks.Steps`. Rows stay apart: a batch cut over devices stays where it is."""
 
     tokens: int
     unrolled: int

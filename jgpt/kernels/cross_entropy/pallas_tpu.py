@@ -7,7 +7,8 @@ product, and the target's own entry is put in later from float32. The second tur
 gradient of the scores, multiplies it twice, and adds to the head's gradient in place. So scores are
 computed once, three products in all, and no [T, V] array is ever in memory.
 
-`pallas_tpu_kernels.py` has the bodies, `streaming.py` the loop over chunks.
+`pallas_tpu_kernels.py` has the bodies, `chunks.py` the loop over chunks, `streaming.py`
+the derivative.
 """
 
 import functools
@@ -21,6 +22,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from jgpt.kernels.cross_entropy import streaming
+from jgpt.kernels.cross_entropy.chunks import Figures, Rows, Totals
 from jgpt.kernels.cross_entropy.layout import find_layout
 from jgpt.kernels.cross_entropy.pallas_tpu_kernels import (
     LANES,
@@ -28,7 +30,6 @@ from jgpt.kernels.cross_entropy.pallas_tpu_kernels import (
     gradients_kernel,
     scores_kernel,
 )
-from jgpt.kernels.cross_entropy.streaming import Figures, Rows, Totals
 from jgpt.kernels.device import device_kind
 from jgpt.typing import Array, CrossEntropy
 
@@ -140,8 +141,12 @@ def token_logps(
 def _steps(
     hidden: Array, head: Array, softcap: float, blocks: tuple[int, int] | None, interpret: Any
 ) -> "_Steps":
-    found = blocks or _blocks(head.shape[0], hidden.dtype.itemsize)
-    return _Steps(*found, softcap, interpret, VMEM.get(device_kind(), OTHER_VMEM))
+    width, itemsize = head.shape[0], hidden.dtype.itemsize
+    found = Blocks(*(blocks or _blocks(width, itemsize)))
+    # No more than they need: the compiler keeps what the kernels read in the rest.
+    needed = vmem_bytes(found, width, itemsize) * 5 // 4 + 2 * MIB
+    limit = min(VMEM.get(device_kind(), OTHER_VMEM), needed)
+    return _Steps(*found, softcap, interpret, limit)
 
 
 class Head(NamedTuple):
@@ -154,7 +159,7 @@ class Head(NamedTuple):
 
 @dataclass(frozen=True)
 class _Steps:
-    """See `streaming.Steps`."""
+    """See `chunks.Steps`."""
 
     tokens: int
     columns: int

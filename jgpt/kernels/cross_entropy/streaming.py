@@ -1,7 +1,7 @@
 """The loss in chunks of tokens: derivative, loop, and what the parts of a mesh tell each other.
 
-A backend brings `Steps`: the scores of one chunk, of which only four figures per token leave it,
-and the chunk's gradients. Everything else is here and the same for all backends.
+A backend brings `Steps` (see `chunks.py`): the scores of one chunk, of which only four figures per
+token leave it, and the chunk's gradients. Everything else is here and the same for all backends.
 
 When differentiated, each chunk's gradients are computed in the forward pass, while its scores are
 at hand; the backward pass only multiplies them by the cotangent of the total. Scores are thus
@@ -15,13 +15,14 @@ exchange the four figures, never scores. Chunks are cut along the last token axi
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
+from jgpt.kernels.cross_entropy.chunks import Figures, Rows, Steps, Totals, for_each_chunk
 from jgpt.kernels.cross_entropy.layout import (
     Layout,
     find_layout,
@@ -36,72 +37,6 @@ from jgpt.kernels.cross_entropy.layout import (
 from jgpt.typing import Array, CrossEntropy
 
 
-class Figures(NamedTuple):
-    """Of the scores of a chunk's tokens over this device's part of the vocabulary, each [B, c]."""
-
-    highest: Array
-    total: Array
-    """sum of exp(score - highest)"""
-    chosen: Array
-    """score of the target; 0 where another device has it"""
-    summed: Array | None
-    """sum of the scores; None without label smoothing"""
-
-
-class Rows(NamedTuple):
-    """Each [B, c]: d total / d score = factor * p - constant - pull * [is the target]."""
-
-    normalizer: Array
-    """p = exp(score - normalizer)"""
-    factor: Array
-    pull: Array
-    """0 for tokens that do not count, and only for those"""
-    constant: Array | None
-    chosen: Array
-    """score of the target"""
-
-
-class Totals(NamedTuple):
-    """Running sums over chunks, in at least float32."""
-
-    head: Array
-    bias: Array | None
-
-
-class Steps(Protocol):
-    """What a backend does with one chunk; frozen and hashable.
-
-    `head` is what `prepare` made of the head [D, V] and the bias [V] or None; targets are counted
-    from the first row of this part of the vocabulary and may lie outside.
-    """
-
-    tokens: int
-    """per chunk and device, at most"""
-    flat: bool
-    """rows may be joined to one"""
-    multiple: int
-    """chunks are multiples of this"""
-    unrolled: int
-    """up to so many chunks are unrolled; above, a loop keeps the program small"""
-
-    def prepare(self, head: Array, bias: Array | None) -> Any: ...
-
-    def zeros(self, head: Any) -> Totals: ...
-
-    def scores(
-        self, head: Any, hidden: Array, targets: Array, summed: bool, keep: bool
-    ) -> tuple[Figures, Any]:
-        """The figures and, if asked to keep it, what `gradients` needs."""
-
-    def gradients(
-        self, head: Any, hidden: Array, targets: Array, kept: Any, rows: Rows, totals: Totals
-    ) -> tuple[Totals, Array]:
-        """(totals with this chunk's, gradient of hidden)."""
-
-    def finish(self, totals: Totals, head: Array) -> Totals:
-        """In the shapes of the head and the bias."""
-
-
 @dataclass(frozen=True)
 class Static:
     steps: Steps
@@ -112,6 +47,9 @@ class Static:
     label_smoothing: float
     vocabulary: int
     """of the whole head"""
+
+    def for_each_chunk(self, arrays: tuple[Array, ...], body: Callable, carry: Any) -> Any:
+        return for_each_chunk(self.steps, self.devices, arrays, body, carry)
 
 
 @jax.tree_util.register_dataclass
@@ -202,57 +140,6 @@ def _met(layout: Layout, figures: Figures) -> Figures:
     return Figures(highest, *psum(parts, axes))
 
 
-def _for_each_chunk(static: Static, arrays: tuple[Array, ...], body: Callable, carry: Any) -> Any:
-    """`carry, out = body(carry, *chunks)` over chunks of axis 1; the carry, and the outs joined.
-
-    Rows are padded with zeros at the end, which weigh nothing; outs are cut to the length.
-    """
-    batch, length = arrays[0].shape[:2]
-    if static.steps.flat:
-        arrays = [x.reshape(1, batch * length, *x.shape[2:]) for x in arrays]
-    chunk, count = _chunks(static, arrays[0].shape)
-    missing = count * chunk - arrays[0].shape[1]
-    if missing:
-        arrays = [jnp.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2)) for x in arrays]
-
-    def step(carry, i):
-        chunks = [lax.dynamic_slice_in_dim(x, i * chunk, chunk, 1) for x in arrays]
-        return body(carry, *chunks)
-
-    if count <= static.steps.unrolled:
-        outs = []
-        for i in range(count):
-            carry, out = step(carry, i)
-            outs.append(out)
-        joined = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *outs)
-    else:
-        carry, outs = lax.scan(step, carry, jnp.arange(count))
-        joined = jax.tree.map(_join, outs)
-
-    def cut(x: Array) -> Array:
-        x = x[:, : x.shape[1] - missing] if missing else x
-        return x.reshape(batch, length, *x.shape[2:])
-
-    return carry, jax.tree.map(cut, joined)
-
-
-def _chunks(static: Static, shape: tuple[int, ...]) -> tuple[int, int]:
-    """Positions per chunk of rows [B, S, ...], as even as can be, and how many chunks there are."""
-    steps = static.steps
-    batch, length = shape[:2]
-    limit = max(1, steps.tokens * static.devices // max(1, batch))
-    count = max(1, -(-length // limit))
-    chunk = max(1, -(-length // count))
-    chunk = -(-chunk // steps.multiple) * steps.multiple
-    return chunk, max(1, -(-length // chunk))
-
-
-def _join(x: Array) -> Array:
-    """[n, B, c, ...] to [B, n * c, ...]."""
-    x = jnp.moveaxis(x, 0, 1)
-    return x.reshape(x.shape[0], -1, *x.shape[3:])
-
-
 def _scores(static: Static, head: Any, width: int, chunks: tuple[Array, ...], keep: bool) -> Any:
     """(figures over the whole vocabulary, what was kept, own targets) of a chunk."""
     hidden, targets = chunks
@@ -302,7 +189,9 @@ def _cross_entropy(static: Static, smooth: Smooth, targets: Array, weights: Arra
             return jax.tree.map(jnp.add, sums, _sums(static, figures, weights)), ()
 
         arrays = (smooth.hidden, targets, weights)
-        sums, _ = _for_each_chunk(static, arrays, body, _no_sums(weights.dtype))
+        sums, _ = for_each_chunk(
+            static.steps, static.devices, arrays, body, _no_sums(weights.dtype)
+        )
         return psum(sums, static.layout.summed)
 
     return _placed(static.layout, run, lambda layout, smooth: PartitionSpec())(
@@ -335,7 +224,7 @@ def _cross_entropy_forward(static: Static, smooth: Smooth, targets: Array, weigh
 
         arrays = (smooth.hidden, targets, weights)
         carry = (_no_sums(weights.dtype), static.steps.zeros(head))
-        (sums, totals), dhidden = _for_each_chunk(static, arrays, body, carry)
+        (sums, totals), dhidden = static.for_each_chunk(arrays, body, carry)
         gradient = _gradient(static, smooth, dhidden, totals, columns)
         return psum(sums, static.layout.summed), gradient
 
@@ -381,7 +270,7 @@ def _token_logps_forward(static: Static, smooth: Smooth, targets: Array):
             figures, _, _ = _scores(static, head, columns.shape[1], chunks, keep=False)
             return carry, own_rows(static.layout, figures.chosen - _normalizer(figures), own)
 
-        return _for_each_chunk(static, (smooth.hidden, targets), body, ())[1]
+        return static.for_each_chunk((smooth.hidden, targets), body, ())[1]
 
     logps = _placed(static.layout, run, lambda layout, smooth: layout.per_token())(smooth, targets)
     return logps, (smooth, targets)
@@ -404,7 +293,9 @@ def _token_logps_backward(static: Static, saved: tuple[Smooth, Array], cotangent
             return totals, reduced_rows(static.layout, dhidden.astype(hidden.dtype))
 
         arrays = (smooth.hidden, targets, cotangent)
-        totals, dhidden = _for_each_chunk(static, arrays, body, static.steps.zeros(head))
+        totals, dhidden = for_each_chunk(
+            static.steps, static.devices, arrays, body, static.steps.zeros(head)
+        )
         return _gradient(static, smooth, dhidden, totals, columns)
 
     return _placed(static.layout, run, _specs)(smooth, targets, cotangent), None

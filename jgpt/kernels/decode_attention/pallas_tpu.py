@@ -11,18 +11,20 @@ Inside, q is [B, K, R, d] with R = G Q rows (group, then token), padded to whole
 are in base 2, as the hardware's exponential is 2**x.
 """
 
-import math
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+import functools
+from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import AxisType
+from jax.sharding import PartitionSpec
 
-from jgpt.kernels.attention.pallas_tpu_kernels import FORBIDDEN, LANES, LOG2_E, LOWEST
+from jgpt.kernels.attention.over_mesh import cut
+from jgpt.kernels.attention.pallas_tpu_block import LANES, LOG2_E
+from jgpt.kernels.decode_attention.pallas_tpu_kernels import Static, Tables, kernel
 from jgpt.kernels.decode_attention.stored import Slots, Stored, num_slots
 from jgpt.kernels.device import device_kind
 from jgpt.typing import AlibiBias, Array, Bias, Mask
@@ -64,11 +66,8 @@ def supports(
         return f"the Pallas TPU kernel takes {MOST_ROWS} query rows per key/value head"
     if stored.k.shape[3] % LANES or stored.v.shape[3] % LANES:
         return f"the Pallas TPU kernel copies heads whose width is a multiple of {LANES}"
-    mesh = jax.sharding.get_abstract_mesh()
-    cut = [n for n, size in mesh.shape.items() if size > 1]
-    if any(mesh._name_to_type[n] != AxisType.Manual for n in cut):
-        return "the Pallas TPU kernel is not cut over a mesh"
-    return _unaligned(stored)
+    reason = cut("the Pallas TPU kernel", q.shape[0], stored.k.shape[1]).reason
+    return reason or _unaligned(stored)
 
 
 def _unaligned(stored: Stored) -> str:
@@ -81,38 +80,6 @@ def _unaligned(stored: Stored) -> str:
     if stored.page_size % step:
         return f"the Pallas TPU kernel takes {stored.k.dtype} pages in multiples of {step} tokens"
     return ""
-
-
-@dataclass(frozen=True)
-class Static:
-    """What is known when the program is made."""
-
-    paged: bool
-    chunk: int
-    """tokens"""
-    page: int
-    """tokens that are copied at once"""
-    softcap: float
-    window: int
-    batch: int
-    kv_heads: int
-
-
-class Tables(NamedTuple):
-    """Scalars that steer the walk, int32. In a cache of slots a chunk is one page."""
-
-    first: Array
-    """[B] first chunk of a row"""
-    count: Array
-    """[B] its chunks"""
-    before: Array
-    """[B] chunks of all rows before it, whose parity tells the buffer"""
-    following: Array
-    """[B + 1] the first row from this one on that has chunks, B where there is none"""
-    stop: Array
-    """[B] tokens of the row; slots up to the last one in use"""
-    pages: Array
-    """[B, M] pages of the row; [1, 1] and not read for slots"""
 
 
 def make_tables(stored: Stored, mask: Mask, chunk: int) -> Tables:
@@ -166,6 +133,55 @@ def decode_attention(
         chunk: tokens computed on at once, a multiple of the page size or a divisor of the slots.
         interpret: what `pallas_call` takes: True or `pltpu.InterpretParams` run on any device.
     """
+    inputs = _Inputs(q, stored, mask, jnp.asarray(scale, jnp.float32), bias, sinks)
+    run = functools.partial(_on_one_device, softcap=softcap, chunk=chunk, interpret=interpret)
+    lies = cut("the Pallas TPU kernel", q.shape[0], stored.k.shape[1])
+    if not lies.needed:
+        return run(inputs)
+    rows, heads = lies.batch or None, lies.heads or None
+    tokens = PartitionSpec(rows, None, heads)
+    specs = _Inputs(
+        q=tokens,
+        stored=_lies(stored, rows, heads),
+        mask=jax.tree.map(lambda x: PartitionSpec(rows), mask),
+        scale=PartitionSpec(),
+        bias=None if bias is None else AlibiBias(PartitionSpec(heads)),
+        sinks=None if sinks is None else PartitionSpec(heads),
+    )
+    placed = jax.shard_map(run, in_specs=(specs,), out_specs=(tokens, tokens), check_vma=False)
+    return placed(inputs)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Inputs:
+    """Every array of a call."""
+
+    q: Array
+    stored: Stored
+    mask: Mask
+    scale: Array
+    bias: AlibiBias | None
+    sinks: Array | None
+
+
+def _lies(stored: Stored, rows: Any, heads: Any) -> Stored:
+    """Specs of a cache cut by rows and heads; any row may have any page, so of the pool only heads
+    are cut."""
+    paged = not isinstance(stored, Slots)
+    pool = PartitionSpec(None if paged else rows, heads)
+    by_row = PartitionSpec(rows)
+    whose = {"table": by_row, "lengths": by_row} if paged else {"positions": by_row}
+    scales = None if stored.k_scales is None else pool
+    return replace(stored, k=pool, v=pool, k_scales=scales, v_scales=scales, **whose)
+
+
+def _on_one_device(
+    inputs: _Inputs, softcap: float, chunk: int | None, interpret: Any
+) -> tuple[Array, Array]:
+    q, stored, mask, bias, sinks = (
+        getattr(inputs, name) for name in ("q", "stored", "mask", "bias", "sinks")
+    )
     batch, queries, heads, _ = q.shape
     kv_heads = stored.k.shape[1]
     group = heads // kv_heads
@@ -187,8 +203,8 @@ def decode_attention(
 
     rows = jnp.moveaxis(q.reshape(batch, queries, kv_heads, group, -1), 1, 3)
     rows = _pad_rows(rows.reshape(batch, kv_heads, group * queries, -1))
-    inputs = {
-        "scale": jnp.asarray(scale, jnp.float32).reshape(1),
+    arrays = {
+        "scale": inputs.scale.reshape(1),
         "query": _pad_rows(jnp.tile(mask.q_positions, (1, group))[..., None], -1),
         "slopes": None if bias is None else by_row(bias.slopes.astype(jnp.float32) * LOG2_E),
         "sinks": None if sinks is None else by_row(sinks.astype(jnp.float32) * LOG2_E),
@@ -199,7 +215,7 @@ def decode_attention(
         "k_scales": stored.k_scales,
         "v_scales": stored.v_scales,
     }
-    out, logsumexp = _call(static, make_tables(stored, mask, chunk), inputs, interpret)
+    out, logsumexp = _call(static, make_tables(stored, mask, chunk), arrays, interpret)
     return _ungrouped(out, queries, group), _ungrouped(logsumexp, queries, group)[..., 0]
 
 
@@ -264,16 +280,16 @@ def _call(static: Static, tables: Tables, inputs: dict, interpret: Any) -> tuple
     }
     names = (*Tables._fields, *present, "out", "logsumexp", *scratch)
 
-    def kernel(*refs):
+    def body(*refs):
         absent = dict.fromkeys(inputs)
-        _kernel(static, streams, absent | dict(zip(names, refs, strict=True)))
+        kernel(static, streams, absent | dict(zip(names, refs, strict=True)))
 
     shapes = [
         jax.ShapeDtypeStruct((batch, kv_heads, rows, value_width), q.dtype),
         jax.ShapeDtypeStruct((batch, kv_heads, rows, 1), jnp.float32),
     ]
     return pl.pallas_call(
-        kernel,
+        body,
         out_shape=shapes,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(tables),
@@ -289,129 +305,3 @@ def _call(static: Static, tables: Tables, inputs: dict, interpret: Any) -> tuple
         interpret=interpret,
         name="decode_attention",
     )(*tables, *present.values())
-
-
-def _kernel(static: Static, streams: list[str], refs: dict[str, Any]) -> None:
-    """One row of the batch."""
-    row = pl.program_id(0)
-    first, count, before = (refs[name][row] for name in ("first", "count", "before"))
-
-    @pl.when(row == 0)
-    def _():
-        for name in streams:
-            # A chunk's last pages may stay away, and 0 times what lies there must be 0.
-            refs[f"{name}_buffer"][...] = jnp.zeros_like(refs[f"{name}_buffer"])
-        begin = refs["following"][0]
-
-        @pl.when(begin < static.batch)
-        def _():
-            _copy(static, streams, refs, begin, refs["first"][begin], 0, "start")
-
-    if refs["sinks"] is None:
-        refs["highest"][...] = jnp.full_like(refs["highest"], LOWEST)
-        refs["total"][...] = jnp.zeros_like(refs["total"])
-    else:
-        refs["highest"][...] = refs["sinks"][...]
-        refs["total"][...] = jnp.ones_like(refs["total"])
-    refs["mixed"][...] = jnp.zeros_like(refs["mixed"])
-
-    def step(i: Array, _: None) -> None:
-        buffer = lax.rem(before + i, 2)
-        ends = i == count - 1
-        next_row = jnp.where(ends, refs["following"][row + 1], row)
-
-        @pl.when(next_row < static.batch)
-        def _():
-            chunk = jnp.where(ends, refs["first"][next_row], first + i + 1)
-            _copy(static, streams, refs, next_row, chunk, 1 - buffer, "start")
-
-        _copy(static, streams, refs, row, first + i, buffer, "wait")
-        _compute(static, refs, row, first + i, buffer)
-
-    lax.fori_loop(0, count, step, None)
-    total = refs["total"][...]
-    inverse = 1 / jnp.where(total == 0, 1, total)
-    refs["out"][...] = (refs["mixed"][...] * inverse).astype(refs["out"].dtype)
-    known = (refs["highest"][...] + jnp.log2(jnp.where(total == 0, 1, total))) * math.log(2)
-    refs["logsumexp"][...] = jnp.where(total == 0, -jnp.inf, known)
-
-
-def _copy(
-    static: Static,
-    streams: list[str],
-    refs: dict[str, Any],
-    row: Array,
-    chunk: Array,
-    buffer: Array,
-    act: str,
-) -> None:
-    """Starts copying a chunk of a row into a buffer, or waits until it is there."""
-
-    def move(page: Array, source: Any) -> None:
-        at = pl.ds(pl.multiple_of(page * static.page, static.page), static.page)
-        for stream, name in enumerate(streams):
-            copy = pltpu.make_async_copy(
-                source(refs[name]),
-                refs[f"{name}_buffer"].at[buffer, :, at],
-                refs["arrived"].at[buffer, stream],
-            )
-            getattr(copy, act)()
-
-    if not static.paged:
-        start = pl.multiple_of(chunk * static.chunk, static.chunk)
-        move(0, lambda ref: ref.at[row, :, pl.ds(start, static.chunk)])
-        return
-    pages = static.chunk // static.page
-    left = (refs["stop"][row] + static.page - 1) // static.page - chunk * pages
-
-    def one(j: Array, _: None) -> None:
-        page = refs["pages"][row, chunk * pages + j]
-        move(j, lambda ref: ref.at[page])
-
-    lax.fori_loop(0, jnp.minimum(left, pages), one, None)
-
-
-def _compute(static: Static, refs: dict[str, Any], row: Array, chunk: Array, buffer: Array) -> None:
-    """The online softmax over one chunk, head by head."""
-    query = refs["query"][...]
-    start = chunk * static.chunk
-    if static.paged:
-        key = start + lax.broadcasted_iota(jnp.int32, (1, static.chunk), 1)
-        allowed = (key <= query) & (key < refs["stop"][row])
-    else:
-        key = refs["positions"][:, pl.ds(pl.multiple_of(start, static.chunk), static.chunk)]
-        allowed = (key <= query) & (key >= 0)
-    if static.window:
-        allowed &= key > query - static.window
-    scale = refs["scale"][0] * (1.0 if static.softcap else LOG2_E)
-    for head in range(static.kv_heads):
-        q, v = refs["q"][head], refs["v_buffer"][buffer, head].astype(refs["q"].dtype)
-        s = _dot(q, refs["k_buffer"][buffer, head].astype(q.dtype), 1) * scale
-        if refs["k_scales"] is not None:
-            s *= refs["k_scales_buffer"][buffer, pl.ds(head, 1)]
-        if static.softcap:
-            s = jnp.tanh(s / static.softcap) * (static.softcap * LOG2_E)
-        if refs["slopes"] is not None:
-            s -= refs["slopes"][head] * abs(query - key).astype(jnp.float32)
-        s = jnp.where(allowed, s, FORBIDDEN)
-        highest = refs["highest"][head]
-        new = jnp.maximum(highest, s.max(axis=1, keepdims=True))
-        weights, fade = jnp.exp2(s - new), jnp.exp2(highest - new)
-        refs["highest"][head] = new
-        refs["total"][head] = refs["total"][head] * fade + weights.sum(axis=1, keepdims=True)
-        if refs["v_scales"] is not None:
-            weights *= refs["v_scales_buffer"][buffer, pl.ds(head, 1)]
-        mixed = _dot(weights.astype(v.dtype), v, 0)
-        refs["mixed"][head] = refs["mixed"][head] * fade + mixed
-
-
-def _dot(a: Array, b: Array, axis: int) -> Array:
-    """a [R, m] with b summed over its `axis`, in float32."""
-    precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    return lax.dot_general(
-        a,
-        b,
-        (((1,), (axis,)), ((), ())),
-        precision=precision,
-        preferred_element_type=jnp.float32,
-    )
