@@ -169,9 +169,10 @@ def _gated() -> Case:
     return Case(contenders, 2 * PRODUCT, 2 * ROW_BYTES + 2 * MATRIX_BYTES)
 
 
+DEFAULT, RETUNED = (512, 1024, 1024), [(512, 2048, 512), (512, 2048, 1024)]
 CASES: dict[str, Case] = {
-    "even, forward": _forward("even", [(512, 2048, 512), (512, 2048, 1024)]),
-    "even, input gradient": _forward("even", [(512, 2048, 512), (512, 2048, 1024)], True),
+    "even, forward": _forward("even", [DEFAULT, *RETUNED]),
+    "even, input gradient": _forward("even", [DEFAULT, *RETUNED], True),
     "even, weight gradient": _weights("even", [(512, 1024, 1024), (512, 2048, 1024)]),
     "uneven, forward": _forward("uneven", [(256, 2048, 1024), (512, 2048, 1024)]),
     "uneven, weight gradient": _weights("uneven", [(256, 1024, 1024), (512, 1024, 1024)]),
