@@ -7,6 +7,7 @@ from jaxtyping import Float
 
 from jgpt.kernels.matmul import matmul
 from jgpt.layers.initialization import normal, zeros
+from jgpt.layers.packed import packed_matmul, packed_parameter
 from jgpt.typing import Array
 
 PRODUCT = "product"
@@ -17,7 +18,8 @@ looks for `dot_general` finds none: it does not see into functions with gradient
 class Linear(nn.Module):
     """`x @ kernel + bias`; one of the sites that adapters attach to.
 
-    Parameters: `kernel` [in, features], the transpose of torch's; `bias` [features] if used.
+    Parameters: `kernel` [in, features], the transpose of torch's; `bias` [features] if used. A
+    frozen kernel may be a packed one (`layers.packed`).
 
     Attributes:
         features: size of the output.
@@ -36,10 +38,16 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
-        shape = (x.shape[-1], self.features)
-        kernel = self.param("kernel", normal(self.init_std, *self.axes), shape, self.param_dtype)
-        y = checkpoint_name(matmul(x.astype(self.dtype), kernel), PRODUCT)
+        y = checkpoint_name(self._product(x.astype(self.dtype)), PRODUCT)
         if self.use_bias:
             bias = self.param("bias", zeros(self.axes[1]), (self.features,), self.param_dtype)
             y = y + jnp.asarray(bias, self.dtype)
         return y
+
+    def _product(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
+        packed = packed_parameter(self, "kernel")
+        if packed is not None:
+            return packed_matmul(x, packed, self.axes)
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("kernel", normal(self.init_std, *self.axes), shape, self.param_dtype)
+        return matmul(x, kernel)
