@@ -5,6 +5,8 @@ Moments lie in pinned host memory between updates and travel to the device for e
 while activations live; every update pays for moving the moments in and out.
 """
 
+from typing import Any
+
 import jax
 import optax
 
@@ -34,16 +36,18 @@ def on_host(mesh: jax.sharding.Mesh, places: PyTree) -> PyTree:
 
 def offloaded(
     optimizer: optax.GradientTransformation, places: PyTree
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """`optimizer` with a state that lies at `places` (`on_host`) before and after an update."""
 
+    optimizer = optax.with_extra_args_support(optimizer)
+
     def update(
-        gradients: PyTree, state: PyTree, params: PyTree | None = None
+        gradients: PyTree, state: PyTree, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, PyTree]:
         state = jax.tree.map(
             lambda x, place: jax.device_put(x, place.with_memory_kind("device")), state, places
         )
-        updates, state = optimizer.update(gradients, state, params)
+        updates, state = optimizer.update(gradients, state, params, **extra)
         return updates, jax.tree.map(jax.device_put, state, places)
 
-    return optax.GradientTransformation(optimizer.init, update)
+    return optax.GradientTransformationExtraArgs(optimizer.init, update)

@@ -16,6 +16,7 @@ scanned and unrolled layers.) Moments are float32 whatever the parameters' type.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +87,8 @@ def make_optimizer(
     learning_rate_scales: PyTree | None = None,
     decays: PyTree | None = None,
     groups: PyTree | None = None,
-) -> optax.GradientTransformation:
+    after_clipping: Callable[[PyTree, PyTree, PyTree], PyTree] | None = None,
+) -> optax.GradientTransformationExtraArgs:
     """Clipping, the update rule, decoupled weight decay and the schedule in one transformation.
 
     Args:
@@ -98,6 +100,8 @@ def make_optimizer(
         decays: a number or an array per leaf in place of `config.weight_decay` and its group's
             share of it; None where there is none.
         groups: of the parameters, where `GROUPS` does not say.
+        after_clipping: (gradients, parameters, constants) -> gradients for the update rule;
+            `constants` are handed to `update` by that name.
 
     Raises:
         ValueError: a parameter that no rule of `GROUPS` matches.
@@ -116,12 +120,28 @@ def make_optimizer(
     }
     parts = [
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
+        _changed(after_clipping),
         _update_rule(config, by_muon),
         _scale_by_leaf(learning_rate_scales, by_muon),
         _add_decayed(decays),
         optax.partition({k: optax.scale_by_learning_rate(r) for k, r in rates.items()}, by_muon),
     ]
     return _in_float32(optax.chain(*parts))
+
+
+def _changed(
+    function: Callable[[PyTree, PyTree, PyTree], PyTree] | None,
+) -> optax.GradientTransformation:
+    """`function` on gradients, parameters and what `update` is given as `constants`."""
+    if function is None:
+        return optax.identity()
+
+    def update(
+        gradients: PyTree, state: optax.EmptyState, params: PyTree, *, constants: PyTree, **_: Any
+    ) -> tuple[PyTree, optax.EmptyState]:
+        return function(gradients, params, constants), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
 def _is_none(x: object) -> bool:
@@ -207,13 +227,18 @@ def _scale_by_leaf(scales: PyTree | None, by_muon: PyTree) -> optax.GradientTran
     return optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, factors))
 
 
-def _in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+def _in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """`inner` on float32 gradients and parameters, so that its moments are float32."""
+    inner = optax.with_extra_args_support(inner)
 
     def to_float32(tree: PyTree) -> PyTree:
         return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
-    return optax.GradientTransformation(
-        lambda params: inner.init(to_float32(params)),
-        lambda updates, state, params: inner.update(to_float32(updates), state, to_float32(params)),
+    def update(
+        updates: PyTree, state: PyTree, params: PyTree, **extra: Any
+    ) -> tuple[PyTree, PyTree]:
+        return inner.update(to_float32(updates), state, to_float32(params), **extra)
+
+    return optax.GradientTransformationExtraArgs(
+        lambda params: inner.init(to_float32(params)), update
     )

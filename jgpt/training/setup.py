@@ -258,6 +258,7 @@ def make_steps(
         trainable.rates(params),
         trainable.decays(params),
         trainable.groups(params),
+        trainable.gradient,
     )
     biased = model.moe.selection_bias and models.num_moe_layers(model)
     initial = partial(
@@ -282,7 +283,7 @@ def make_steps(
     init = jax.jit(fresh, out_shardings=places)
     if start is not None:
         init = partial(_started, start, initial, trainable, places, mesh)
-    step = make_train_step(objective, apply, optimizer, config)
+    step = make_train_step(objective, apply, optimizer, config, trainable)
     # Arrays [B] and [B, S] of a batch have no sharding in common where rows are cut along their
     # length: each then stays where `device_batch` has put it.
     of_batch = sharding.batch_sharding(mesh) if mesh.shape["context"] == 1 else None

@@ -23,6 +23,7 @@ from jgpt.layers.router import router_metrics, update_selection_bias
 from jgpt.objectives import Apply, Objective, ratio
 from jgpt.training.optimizer import schedule
 from jgpt.training.state import TrainState, assembled
+from jgpt.training.trainable import Trainable
 from jgpt.trees import map_with_path
 from jgpt.typing import Array, Batch, PyTree, RouterStats
 
@@ -45,6 +46,7 @@ def make_train_step(
     apply: Apply,
     optimizer: optax.GradientTransformation,
     config: Config,
+    trainable: Trainable | None = None,
 ) -> TrainStep:
     """`train_step(state, batch) -> (state, metrics)`, pure; `compile_step` jits it.
 
@@ -58,7 +60,10 @@ def make_train_step(
         apply: `models.apply` with its config bound.
         optimizer: from `make_optimizer`.
         config: of the run; `train`, `optimizer` and `model.moe` are read.
+        trainable: what is trained where that is not all parameters.
     """
+    trainable = trainable or Trainable(config.model)
+    optimizer = optax.with_extra_args_support(optimizer)
     rate = schedule(config.optimizer, config.train.steps)
 
     def rebalance(bias: Array | dict, router: RouterStats | None) -> Array | dict:
@@ -73,13 +78,22 @@ def make_train_step(
         gradients, sums = accumulate(loss, weights, batch, key, config.train.microbatches)
         gradients = jax.tree.map(lambda g: g / sums.weight, gradients)
         total = sums.objective / sums.weight
+        if trainable.penalised:
+            penalty, slope = jax.value_and_grad(trainable.penalty)(state.params, state)
+            gradients = jax.tree.map(lambda g, s: g + s.astype(g.dtype), gradients, slope)
+            total = total + penalty
         grad_norm = optax.global_norm(gradients)
         good = jnp.isfinite(grad_norm) & jnp.isfinite(total)
-        applied = state.step - state.skipped
+        applied, constants = state.step - state.skipped, state.constants
 
         def update(state: TrainState) -> tuple[TrainState, Array]:
-            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+            updates, opt_state = optimizer.update(
+                gradients, state.opt_state, state.params, constants=constants
+            )
             params = optax.apply_updates(state.params, updates)
+            params, method_state = trainable.after_update(
+                params, constants, gradients, state.method_state, applied + 1
+            )
             new_state = dataclasses.replace(
                 state,
                 step=state.step + 1,
@@ -88,6 +102,7 @@ def make_train_step(
                 selection_bias=rebalance(state.selection_bias, sums.router),
                 ema=moving_average(state.ema, params, applied, config.optimizer.ema_decay),
                 consecutive_skipped=jnp.zeros_like(state.consecutive_skipped),
+                method_state=method_state,
             )
             return new_state, optax.global_norm(updates)
 

@@ -15,15 +15,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from jgpt import models, peft
+from jgpt import models
 from jgpt.config import Config, ConfigError, ModelConfig
 from jgpt.models.layout import layout
 from jgpt.objectives import Apply
+from jgpt.peft import Adapters, Peft, adapter_axes, bind, hooks, init, make_peft
 from jgpt.peft.adapters import nested
 from jgpt.peft.quantization import quantized
 from jgpt.training.optimizer import parameter_groups
 from jgpt.training.rules import Rule, read_rules, rule_of
-from jgpt.training.state import ADAPTERS, Start, parted
+from jgpt.training.state import ADAPTERS, Start, TrainState, parted
 from jgpt.trees import leaves_by_path, map_with_path
 from jgpt.typing import Array, PyTree
 
@@ -36,8 +37,10 @@ class Trainable:
     """How the variables of a model are shared out."""
 
     model: ModelConfig
-    peft: peft.Peft | None
-    rules: tuple[Rule, ...]
+    peft: Peft | None = None
+    rules: tuple[Rule, ...] = ()
+    num_steps: int = 0
+    """updates in the whole run"""
 
     @property
     def everything(self) -> bool:
@@ -46,7 +49,7 @@ class Trainable:
     def apply(self) -> Apply:
         """`models.apply` of the model with whatever is added to it."""
         plain = partial(models.apply, self.model)
-        return plain if self.peft is None else peft.bind(self.peft, plain)
+        return plain if self.peft is None else bind(self.peft, plain)
 
     def start(self, params: PyTree, key: Array) -> Start:
         """Where training begins.
@@ -57,12 +60,13 @@ class Trainable:
         """
         if self.peft is None:
             return Start(*self.cut(params))
-        base, adapters = peft.init(self.peft, params, key)
+        base, adapters = init(self.peft, params, key)
         trained, frozen = self.cut(base)
         return Start(
             {**trained, ADAPTERS: adapters.trained},
             quantized(self.peft.settings, self.model, frozen),
             adapters.constants,
+            hooks.init_state(self.peft, adapters.trained, self.num_steps),
         )
 
     def axes(self) -> dict[str, PyTree]:
@@ -73,7 +77,7 @@ class Trainable:
         trained, frozen = self.cut(boxed)
         result = {"params": _names(trained), "frozen": _names(frozen), "constants": {}}
         if self.peft is not None:
-            adapters = peft.adapter_axes(self.peft)
+            adapters = adapter_axes(self.peft)
             result["params"] = {**result["params"], ADAPTERS: adapters.trained}
             result["constants"] = adapters.constants
         return result
@@ -168,6 +172,36 @@ class Trainable:
 
         return map_with_path(of, params)
 
+    @property
+    def penalised(self) -> bool:
+        """Whether something is added to the loss."""
+        return self.peft is not None and self.peft.method.regulariser is not None
+
+    def penalty(self, params: PyTree, state: TrainState) -> Array:
+        """What is added to the mean loss; differentiable in `params`, what is trained."""
+        adapters = Adapters(params[ADAPTERS], state.constants)
+        return hooks.regulariser(self.peft, adapters)
+
+    def gradient(self, gradients: PyTree, params: PyTree, constants: PyTree) -> PyTree:
+        """The clipped gradients as the method wants the optimizer to have them."""
+        if self.peft is None:
+            return gradients
+        adapters = Adapters(params[ADAPTERS], constants)
+        changed = hooks.gradient(self.peft, gradients[ADAPTERS], adapters)
+        return {**gradients, ADAPTERS: changed}
+
+    def after_update(
+        self, params: PyTree, constants: PyTree, gradients: PyTree, state: PyTree, step: Array
+    ) -> tuple[PyTree, PyTree]:
+        """(what is trained, the method's state) after update number `step`, the first being 1."""
+        if self.peft is None:
+            return params, state
+        adapters = Adapters(params[ADAPTERS], constants)
+        changed, state = hooks.after_update(
+            self.peft, adapters, gradients[ADAPTERS], state, step, self.num_steps
+        )
+        return {**params, ADAPTERS: changed}, state
+
     @cached_property
     def abstract(self) -> Start:
         """Shapes of `start`; nothing is computed."""
@@ -181,7 +215,7 @@ def make_trainable(config: Config) -> Trainable:
         ConfigError: rules that cannot be read, do not cover every parameter or match none; a method
             that does not fit the model.
     """
-    fitted = None if config.peft.method == "none" else peft.make_peft(config.peft, config.model)
+    fitted = None if config.peft.method == "none" else make_peft(config.peft, config.model)
     rules = read_rules(config.optimizer.rules)
     if rules and fitted is None:
         paths = [
@@ -190,7 +224,7 @@ def make_trainable(config: Config) -> Trainable:
             for place in unrolled_paths(path, config.model)
         ]
         check_rules(rules, paths)
-    return Trainable(config.model, fitted, rules)
+    return Trainable(config.model, fitted, rules, config.train.steps)
 
 
 def check_rules(rules: tuple[Rule, ...], paths: list[str]) -> None:
