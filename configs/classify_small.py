@@ -1,4 +1,4 @@
-"""Puts a head on a decoder and trains both on labelled texts of the embedded world, 1 minute.
+"""Puts a head on a decoder and trains both on labelled texts of the embedded world: minutes.
 
     python -m jgpt.main --config=configs/dense_small.py
     python -m jgpt.main --config=configs/classify_small.py --config.init.workdir=runs/dense_small

@@ -1,4 +1,4 @@
-"""Fine-tunes a small model on conversations: questions of the embedded world, 2 minutes.
+"""Fine-tunes a small model on conversations: instructions of the embedded world, a few minutes.
 
     python -m jgpt.main --config=configs/dense_small.py
     python -m jgpt.main --config=configs/sft_small.py --config.init.workdir=runs/dense_small
@@ -20,6 +20,7 @@ def get_config():
     c.name, c.objective.name = "sft_small", "sft"
     c.data.sources = "microworld_chat:instruction@9,microworld@1"
     c.data.virtual_shards, c.data.pack_open_rows = 8, 16
+    c.data.validation_fraction, c.data.validation_documents = 0.05, 128
     c.optimizer.learning_rate, c.optimizer.warmup_steps = 2e-3, 20
     c.train.steps, c.train.eval_every, c.train.sample_every = 300, 100, 0
     c.checkpoint.every = 300

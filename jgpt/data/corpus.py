@@ -8,6 +8,7 @@ is read; Hugging Face datasets are cleaned as they stream.
 """
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -216,10 +217,11 @@ class Corpus:
                 spent[turn] += len(text)
                 yield text
 
+    @functools.cached_property
     def validation_items(self) -> list[tuple[int, str]]:
         """(source, text or record) of the validation side, by weight from each.
 
-        At most `validation_documents` in all.
+        At most `validation_documents` in all. Kept: they are looked for among all documents.
         """
         found = []
         for s, (source, weight) in enumerate(zip(self.sources, self.weights, strict=True)):
@@ -229,7 +231,7 @@ class Corpus:
 
     def validation_texts(self) -> list[str]:
         """Those items."""
-        return [text for _, text in self.validation_items()]
+        return [text for _, text in self.validation_items]
 
     @property
     def labelled(self) -> bool:

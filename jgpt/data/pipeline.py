@@ -266,7 +266,7 @@ def validation_batches(
             f"the validation batch of {batch_size} rows cannot be shared by "
             f"{process_count} processes"
         )
-    items = corpus.validation_items()
+    items = corpus.validation_items
     length = config.sequence_length
     packer = NonePacker(length) if config.packing == "none" else BestFitPacker(length, len(items))
     for s, encode in enumerate(make_encoders(corpus, tokenizer, config)):

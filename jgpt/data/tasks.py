@@ -51,9 +51,9 @@ class MicroworldConversations(Sequence[Document | None]):
     def __getitem__(self, index: int) -> Document | None:
         if not 0 <= index < self._size:
             raise IndexError(f"document {index} of {self._size}")
-        document = microworld.document(int(index), self._seed)
-        if document.kind not in self._kinds:
+        if microworld.kind_of(int(index), self._seed) not in self._kinds:
             return None
+        document = microworld.document(int(index), self._seed)
         messages = _READERS[document.kind](document.text)
         record: dict[str, Any] = {"messages": messages, "kind": document.kind}
         if document.answer is not None:
@@ -124,10 +124,10 @@ def similarity(index: int, seed: int) -> dict[str, str | float] | None:
 
     The second is the first with some sentences replaced by another story's.
     """
-    document = microworld.document(index, seed)
-    other = microworld.document(index + 1, seed)
-    one, two = _sentences(document.text), _sentences(other.text)
-    if {document.kind, other.kind} - {"story", "encyclopedia"} or min(len(one), len(two)) < 4:
+    if {microworld.kind_of(i, seed) for i in (index, index + 1)} - {"story", "encyclopedia"}:
+        return None
+    one, two = (_sentences(microworld.document(i, seed).text) for i in (index, index + 1))
+    if min(len(one), len(two)) < SENTENCES:
         return None
     shared = index % (SENTENCES + 1)
     pair = [a if i < shared else b for i, (a, b) in enumerate(zip(one, two))][:SENTENCES]

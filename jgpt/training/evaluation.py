@@ -64,7 +64,7 @@ class Evaluator:
         if self._run.config.objective.name != "sft":
             return []
         corpus = self._run.corpus
-        held_out = (x for s, x in corpus.validation_items() if corpus.sources[s].items == "chat")
+        held_out = (x for s, x in corpus.validation_items if corpus.sources[s].items == "chat")
         return replies.questions_of(held_out)
 
     @cached_property

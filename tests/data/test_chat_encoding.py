@@ -322,7 +322,7 @@ def test_validation_has_held_out_conversations_with_their_masks(mixture):
         int(np.sum((b["targets"] == TOKENIZER.special_tokens["<|end|>"]) & (b["loss_weights"] > 0)))
         for b in batches
     )
-    assert ends == sum(corpus.sources[s].items == "chat" for s, _ in corpus.validation_items())
+    assert ends == sum(corpus.sources[s].items == "chat" for s, _ in corpus.validation_items)
 
 
 def test_masks_survive_the_state_of_a_packer():

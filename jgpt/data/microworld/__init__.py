@@ -8,7 +8,7 @@ See ``docs/microworld.md``.
 
 from jgpt.data.microworld import cache, recogniser
 from jgpt.data.microworld.checking import check_answer
-from jgpt.data.microworld.generator import DEFAULT_SIZE, KINDS, document, documents
+from jgpt.data.microworld.generator import DEFAULT_SIZE, KINDS, document, documents, kind_of
 from jgpt.data.microworld.world import WORLD
 
 __all__ = [
@@ -19,5 +19,6 @@ __all__ = [
     "check_answer",
     "document",
     "documents",
+    "kind_of",
     "recogniser",
 ]

