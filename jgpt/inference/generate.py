@@ -29,7 +29,11 @@ decode attention wants the first."""
 
 
 class CachedApply(Protocol):
-    """`models.apply` with its config bound, as decoding calls it."""
+    """`models.apply` with its config bound, as decoding calls it.
+
+    With adapters that put something before every document it has attributes that say how much:
+    `virtual_tokens`, which are token ids -P, ..., -1, and `past_tokens`, which take positions only.
+    """
 
     def __call__(
         self, variables: PyTree, batch: dict[str, Array], *, output: str, cache: Any
@@ -74,7 +78,8 @@ class Generator:
             init_cache: (rows, tokens) -> an empty cache (`models.init_cache`, config bound).
             config: how tokens are drawn, and how many at most.
             vocab_size: V.
-            max_length: of prompt and new tokens together; a row that reaches it ends there.
+            max_length: of prompt and new tokens together, with what adapters put before them; a row
+                that reaches it ends there.
             eos_id: ends a row.
             forbidden: ids that are never drawn.
             chunk: tokens drawn per call to the device; a stream moves in steps of this.
@@ -82,9 +87,11 @@ class Generator:
         self.config = config
         self.eos_id = eos_id
         self._apply = apply
+        self._virtual_tokens = getattr(apply, "virtual_tokens", 0)
+        self._past_tokens = getattr(apply, "past_tokens", 0)
         self._init_cache = init_cache
         self._vocab_size = vocab_size
-        self._max_length = max_length
+        self._max_length = max_length - self._past_tokens
         self._forbidden = np.asarray(forbidden, np.int32)
         self._chunk = min(chunk, config.max_new_tokens)
         self._prefill = jax.jit(self._prefill_cache, static_argnames="slots")
@@ -107,11 +114,12 @@ class Generator:
         prompts, lengths = np.asarray(prompts, np.int32), np.asarray(lengths, np.int32)
         if lengths.min() < 1 or lengths.max() > prompts.shape[1]:
             raise ValueError("every prompt needs at least one token; start documents with bos")
+        prompts, lengths = with_virtual_tokens(prompts, lengths, self._virtual_tokens)
         left = min(self.config.max_new_tokens, self._max_length - int(lengths.max()))
         if left < 1:
             raise ValueError(
-                f"a prompt of {lengths.max()} tokens leaves no room in model.max_length "
-                f"({self._max_length}); shorten it"
+                f"a prompt of {lengths.max()} tokens, virtual ones included, leaves no room in the "
+                f"{self._max_length} that model.max_length allows; shorten it"
             )
         slots = min(_round_up(int(lengths.max()) + left, CACHE_MULTIPLE), self._max_length)
         state = self._start(variables, prompts, lengths, key, slots)
@@ -138,7 +146,7 @@ class Generator:
         if self.config.repetition_penalty != 1:
             seen = np.zeros((len(lengths), self._vocab_size), bool)
             for row in rows:
-                seen[row, prompts[row, : lengths[row]]] = True
+                seen[row, prompts[row, self._virtual_tokens : lengths[row]]] = True
         return DecodeState(
             cache=self._prefill(
                 variables,
@@ -219,6 +227,14 @@ def pad_prompts(prompts: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
     for row, prompt in zip(padded, prompts):
         row[: len(prompt)] = prompt
     return padded, lengths
+
+
+def with_virtual_tokens(
+    prompts: np.ndarray, lengths: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts [B, count + S] that begin with the ids -count, ..., -1, and their lengths."""
+    before = np.broadcast_to(np.arange(-count, 0, dtype=np.int32), (len(prompts), count))
+    return np.concatenate([before, prompts], axis=1), lengths + count
 
 
 def _round_up(number: int, multiple: int) -> int:

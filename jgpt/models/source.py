@@ -26,11 +26,14 @@ class Memory:
     """of the source; 0 is padding"""
 
 
-def read_source(config: ModelConfig, variables: Mapping[str, Any], batch: Batch) -> Memory:
+def read_source(
+    config: ModelConfig, variables: Mapping[str, Any], batch: Batch, **options: Any
+) -> Memory:
     """Runs the encoder, and makes every decoder layer's keys and values of its output.
 
     Args:
         batch: `encoder_inputs` [B, T], optional `encoder_segment_ids` and `encoder_positions`.
+        options: `apply`'s, such as adapters ask for (`peft.bind` takes this function too).
     """
     nothing = jnp.zeros((batch["encoder_inputs"].shape[0], 1), jnp.int32)
     source = {name: value for name, value in batch.items() if name.startswith("encoder_")}
@@ -41,6 +44,7 @@ def read_source(config: ModelConfig, variables: Mapping[str, Any], batch: Batch)
         {**source, "inputs": nothing, "segment_ids": nothing},
         output="hidden",
         cache=init_cache(config, nothing.shape[0], 1),
+        **options,
     )
     layers = tuple(layer.source for layer in aux.cache.layers)
     return Memory(layers, aux.cache.source_segment_ids)

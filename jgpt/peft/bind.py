@@ -34,12 +34,15 @@ def bind(peft: Peft, apply: Callable[..., Any]) -> Callable[..., Any]:
     layers), and each row uses its own (`jgpt.peft.compose.stack`).
     """
 
+
+    The function's attributes `virtual_tokens` and `past_tokens` say what the method puts before a
+    document, of which generation takes account by itself.
     @functools.wraps(apply)
+    past = peft.method.past_tokens(peft.settings)
     def bound(variables: Mapping[str, Any], batch: Batch, **options: Any) -> Any:
         collections = {name: dict(variables.get(name, {})) for name in (TRAINED, CONSTANTS)}
         shared = {k: v for c in collections.values() for k, v in c.pop(SHARED, {}).items()}
         around = functools.partial(_around, peft, shared, batch.get(ADAPTER_IDS))
-        past = peft.method.past_tokens(peft.settings)
         if past:
             options["past_tokens"] = past
         with nn.intercept_methods(around):
@@ -47,6 +50,8 @@ def bind(peft: Peft, apply: Callable[..., Any]) -> Callable[..., Any]:
 
     return bound
 
+    bound.virtual_tokens = peft.method.virtual_tokens(peft.settings)
+    bound.past_tokens = past
 
 def _around(peft: Peft, shared: dict, ids: Array | None, next_function, args, kwargs, context):
     module = context.module
