@@ -32,13 +32,13 @@ def bind(peft: Peft, apply: Callable[..., Any]) -> Callable[..., Any]:
     Its `variables` hold the collections `adapters` and `constants` beside `params`. Where the batch
     has `adapter_ids` [B], every leaf has a leading axis of adapters (behind that of stacked
     layers), and each row uses its own (`jgpt.peft.compose.stack`).
-    """
-
 
     The function's attributes `virtual_tokens` and `past_tokens` say what the method puts before a
     document, of which generation takes account by itself.
-    @functools.wraps(apply)
+    """
     past = peft.method.past_tokens(peft.settings)
+
+    @functools.wraps(apply)
     def bound(variables: Mapping[str, Any], batch: Batch, **options: Any) -> Any:
         collections = {name: dict(variables.get(name, {})) for name in (TRAINED, CONSTANTS)}
         shared = {k: v for c in collections.values() for k, v in c.pop(SHARED, {}).items()}
@@ -48,10 +48,10 @@ def bind(peft: Peft, apply: Callable[..., Any]) -> Callable[..., Any]:
         with nn.intercept_methods(around):
             return apply({**variables, **collections}, batch, **options)
 
-    return bound
-
     bound.virtual_tokens = peft.method.virtual_tokens(peft.settings)
     bound.past_tokens = past
+    return bound
+
 
 def _around(peft: Peft, shared: dict, ids: Array | None, next_function, args, kwargs, context):
     module = context.module
