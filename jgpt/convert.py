@@ -15,12 +15,13 @@ import dataclasses
 import math
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from absl import logging
 
 from jgpt.config import ConfigError, ModelConfig
-from jgpt.interop import vocabulary_command
+from jgpt.interop import adapted, vocabulary_command
 from jgpt.interop.export import LARGEST_SHARD
 from jgpt.interop.folder import open_folder
 from jgpt.interop.weights import dtype_of, plan, sources
@@ -79,6 +80,7 @@ def run_to_hf(options: argparse.Namespace) -> int:
         dtype=options.dtype,
         largest_shard=int(options.max_shard_bytes),
         use_ema=not options.no_ema,
+        reader=partial(adapted.reader, options.workdir),
     )
     for note in notes:
         print(note)
@@ -110,14 +112,13 @@ def run_inspect(options: argparse.Namespace) -> int:
 
 def run_verify(options: argparse.Namespace) -> int:
     from jgpt.interop import parity
-    from jgpt.training.checkpoints import restore_params
 
     if options.workdir is None:
         model, variables = parity.on_one_device(options.folder)
     else:
-        restored = restore_params(options.workdir)
-        model = dataclasses.replace(restored.config.model, dtype="float32")
-        variables = restored.variables
+        found = adapted.open_run(options.workdir)
+        model = dataclasses.replace(found.config.model, dtype="float32")
+        variables = found.merged()
     found = parity.compare(options.folder, model, variables, parity.random_tokens(model))
     print(
         f"logits differ by at most {found.largest_difference:.2e} (the largest is "

@@ -9,16 +9,16 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import app, flags, logging
 
-from jgpt import models
 from jgpt.config import ConfigError, ModelConfig, SampleConfig
 from jgpt.evals.writing import make_generator, stream_text
+from jgpt.interop.adapted import open_run
 from jgpt.malloc import keep_freed_buffers
 from jgpt.tokenizers import Tokenizer, load
-from jgpt.training.checkpoints import restore_params
 from jgpt.training.state_files import CheckpointError
 from jgpt.training.workdir import Workdir
 from jgpt.typing import PyTree
@@ -101,6 +101,8 @@ class Model:
     tokenizer: Tokenizer
     config: ModelConfig
     variables: PyTree
+    apply: Callable[..., Any]
+    """`models.apply` of it, with its adapters where it has some"""
     sample: SampleConfig
     """the run's own settings"""
     notes: tuple[str, ...]
@@ -108,7 +110,7 @@ class Model:
 
 
 def load_model(workdir: Path) -> Model:
-    """The newest intact checkpoint of a run, with its tokenizer.
+    """The newest intact checkpoint of a run, with its tokenizer, its base and its adapters.
 
     Raises:
         ConfigError, CheckpointError: the folder has no usable tokenizer or checkpoint.
@@ -116,17 +118,17 @@ def load_model(workdir: Path) -> Model:
     if not workdir.is_dir():
         raise ConfigError(f"--workdir {str(workdir)!r} is not there; train a model first")
     tokenizer = load(Workdir(workdir).tokenizer)
-    restored = restore_params(workdir, vocabulary=tokenizer.fingerprint)
-    config = dataclasses.replace(restored.config.model, scan_layers="off")
-    params = models.restack(restored.variables["params"], config, scan=False)
-    variables = {**restored.variables, "params": params}
-    return Model(tokenizer, config, variables, restored.config.sample, restored.notes)
+    found = open_run(workdir, vocabulary=tokenizer.fingerprint)
+    config = found.config
+    return Model(
+        tokenizer, config.model, found.variables, found.apply(), config.sample, found.notes
+    )
 
 
 def write(model: Model, show: Callable[[str], None]) -> None:
     """Hands the text that the flags ask for to `show`, piece by piece."""
     sample = sample_config(model.sample)
-    generator = make_generator(model.config, sample, model.tokenizer, CHUNK.value)
+    generator = make_generator(model.config, sample, model.tokenizer, CHUNK.value, model.apply)
     for number in range(NUM_SAMPLES.value):
         key = jax.random.fold_in(jax.random.key(sample.seed), number)
         pieces = stream_text(generator, model.tokenizer, model.variables, PROMPT.value, key)

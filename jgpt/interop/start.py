@@ -14,11 +14,13 @@ import jax
 from jgpt import models
 from jgpt.config import Config, ConfigError, ModelConfig, TokenizerConfig
 from jgpt.interop.configs import NOT_ARCHITECTURE, ROUTER_TRAINING, family_of, read_config
+from jgpt.interop.fingerprint import checked
 from jgpt.interop.folder import CONFIG_FILE, open_folder, read_json
 from jgpt.interop.weights import SELECTION_BIAS, load
 from jgpt.interop.workdirs import ORIGIN, Saved, keep_origin, open_saved
 from jgpt.models.layout import is_scanned
 from jgpt.training.setup import Start
+from jgpt.training.state import joined
 from jgpt.training.state_files import read_arrays
 from jgpt.training.workdir import Workdir
 from jgpt.typing import PyTree
@@ -42,11 +44,14 @@ def prepare(config: Config, workdir: Path) -> tuple[Config, Start | None]:
             f"workdir {str(workdir)!r} holds a converted model and no run; begin one from it with "
             f"--config.init.workdir={workdir} and another --workdir"
         )
+    source = config.init.hf_folder or config.init.workdir
+    if not source:
+        return config, None
     if config.init.hf_folder:
-        return _from_folder(config, expand(config.init.hf_folder), workdir)
-    if config.init.workdir:
-        return _from_run(config, expand(config.init.workdir))
-    return config, None
+        config, start = _from_folder(config, expand(source), workdir)
+    else:
+        config, start = _from_run(config, expand(source))
+    return config, start if config.peft.method == "none" else checked(start, workdir, source)
 
 
 def expand(path: str) -> Path:
@@ -73,6 +78,12 @@ def _from_folder(config: Config, path: Path, workdir: Path) -> tuple[Config, Sta
 
 def _from_run(config: Config, path: Path) -> tuple[Config, Start]:
     saved = open_saved(path)
+    if saved.config.peft.method != "none":
+        raise ConfigError(
+            f"init.workdir: {path} holds adapters on another model; put them into it first (python "
+            f"-m jgpt.convert to_hf --workdir={path} --folder=MERGED) and begin with "
+            "init.hf_folder, or go on with them by peft.adapters"
+        )
     tokenizer = Workdir(path).tokenizer
     filled = _filled(config, saved.config.model, "init.workdir", tokenizer)
 
@@ -170,10 +181,12 @@ def _restored(
     saved: Saved, model: ModelConfig, shardings: PyTree, replicated: jax.sharding.Sharding
 ) -> dict[str, PyTree]:
     """A checkpoint's weights, in the form (scanned or unrolled) of `shardings`."""
-    there = saved.arrays[saved.weights]
-    same_form = is_scanned(there) == is_scanned(shardings)
+    there, frozen = saved.arrays[saved.weights], saved.arrays.get("frozen")
+    same_form = is_scanned(there) == is_scanned(shardings) and not frozen
     places = shardings if same_form else jax.tree.map(lambda _: replicated, there)
     wanted = {saved.weights: jax.tree.map(_abstract, there, places)}
+    if frozen:
+        wanted["frozen"] = jax.tree.map(lambda leaf: _abstract(leaf, replicated), frozen)
     if model.moe.selection_bias and SELECTION_BIAS in saved.arrays:
         wanted[SELECTION_BIAS] = _abstract(saved.arrays[SELECTION_BIAS], replicated)
     arrays = read_arrays(saved.directory, wanted)
@@ -182,7 +195,10 @@ def _restored(
         params = models.restack(params, model, is_scanned(shardings))
         return jax.tree.map(lambda leaf: leaf.astype(model.param_dtype), params)
 
-    params = jax.jit(form, out_shardings=shardings)(arrays[saved.weights])
+    whole = arrays[saved.weights]
+    if "frozen" in arrays:
+        whole = joined(whole, arrays["frozen"])
+    params = jax.jit(form, out_shardings=shardings)(whole)
     variables = {"params": params}
     if SELECTION_BIAS in arrays:
         variables[SELECTION_BIAS] = arrays[SELECTION_BIAS]

@@ -248,6 +248,7 @@ def to_hf(
     dtype: str = "",
     largest_shard: int = LARGEST_SHARD,
     use_ema: bool = True,
+    reader: Callable[[Saved], Callable[[str], np.ndarray]] = unrolled_reader,
 ) -> tuple[Family, list[str]]:
     """Writes the model of a run's newest checkpoint as a Hugging Face folder.
 
@@ -258,6 +259,7 @@ def to_hf(
         dtype: float32, float16 or bfloat16; "" keeps that of the checkpoint.
         largest_shard: bytes of one file.
         use_ema: the averaged weights, where the run kept them.
+        reader: of the checkpoint's parameters; `adapted.reader` knows adapters.
 
     Returns:
         The family, and lines to show.
@@ -275,7 +277,7 @@ def to_hf(
     written = export(
         target,
         saved.config.model,
-        unrolled_reader(saved),
+        reader(saved),
         dtype=_export_dtype(saved, dtype),
         family=family or _same_family(before, saved.config.model),
         extra=before or ids,
@@ -294,6 +296,8 @@ def to_hf(
 
 def _export_dtype(saved: Saved, wanted: str) -> np.dtype:
     if not wanted:
+        if saved.config.peft.method != "none":  # the model is not in the checkpoint
+            return PARAM_DTYPES[saved.config.model.param_dtype]
         leaves = leaves_by_path(saved.arrays[saved.weights])
         return np.dtype(next(iter(leaves.values())).dtype)
     known = PARAM_DTYPES | {"float16": np.dtype(np.float16)}

@@ -28,7 +28,7 @@ import orbax.checkpoint as ocp
 from jgpt import cluster
 from jgpt.config import CheckpointConfig, Config, from_config_dict, to_dict
 from jgpt.training import compatibility, manifest
-from jgpt.training.state import TrainState, with_selection_bias
+from jgpt.training.state import ADAPTERS, TrainState, joined, parted, with_selection_bias
 from jgpt.training.state_files import (
     CheckpointError,
     nested,
@@ -256,6 +256,9 @@ def restore_params(
 ) -> RestoredVariables:
     """The model of a run's newest intact checkpoint, on this process's first device.
 
+    Of a run with adapters, these and what is trained beside them: `params` lacks the frozen model
+    (`jgpt.interop.adapted` finds it).
+
     Args:
         workdir: folder of the run.
         use_ema: the averaged weights, where the run kept them.
@@ -276,14 +279,18 @@ def restore_params(
     wanted = {
         name: jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), tree)
         for name, tree in saved_arrays(directory).items()
-        if name in ("params", "ema", "selection_bias")
+        if name in ("params", "ema", "selection_bias", "frozen", "constants")
     }
     if use_ema and "ema" in wanted:
         del wanted["params"]
     tree = read_arrays(directory, wanted)
-    params = tree.get("params", tree.get("ema"))
+    params, adapters = parted(tree.get("params", tree.get("ema")))
+    whole = joined(params, tree["frozen"]) if "frozen" in tree else params
+    variables = with_selection_bias(whole, tree.get("selection_bias", {}))
+    if adapters is not None:
+        variables |= {ADAPTERS: adapters, "constants": tree.get("constants", {})}
     return RestoredVariables(
-        variables=with_selection_bias(params, tree.get("selection_bias", {})),
+        variables=variables,
         config=from_config_dict(saved["config"]),
         step=step,
         notes=tuple(notes),

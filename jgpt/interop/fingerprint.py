@@ -1,0 +1,88 @@
+"""Whether the model that adapters were trained on is the one that they now stand on.
+
+Checkpoints of such a run hold the adapters alone; `base.json` in its folder says what they belong
+to, so that another model in its place is noticed before it writes nonsense.
+"""
+
+import hashlib
+import math
+import re
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jgpt.config import ConfigError, ModelConfig
+from jgpt.training.checkpoints import steps
+from jgpt.training.setup import Start
+from jgpt.training.trainable import unrolled_paths
+from jgpt.training.workdir import read_json, write_json
+from jgpt.trees import map_with_path
+from jgpt.typing import Array, PyTree
+
+FILE = "base.json"
+"""In a workdir."""
+STACKED = re.compile(r"^(encoder/)?layers/")
+
+
+def fingerprint(model: ModelConfig, params: PyTree) -> str:
+    """The same for the same weights, however they are laid out and cut up; one pass over them.
+
+    Of every array the sum of its bits modulo 2^32, each number's multiplied by 2 i + 1 at place i:
+    integers, so that the order of summing does not matter.
+    """
+    sums = jax.device_get(jax.jit(partial(map_with_path, _sums))(params))
+    lines = []
+
+    def note(path: str, found: Array) -> None:
+        places = unrolled_paths(path, model)
+        values = found if STACKED.match(path) else [found]
+        lines.extend(f"{place} {int(value)}" for place, value in zip(places, values, strict=True))
+
+    map_with_path(note, sums)
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+
+
+def _sums(path: str, leaf: Array) -> Array:
+    """[] uint32, or [layers] of a stack."""
+    bits = lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}"))
+    axes = tuple(range(1 if STACKED.match(path) else 0, leaf.ndim))
+    place = jnp.uint32(0)
+    for axis in axes:
+        stride = math.prod(leaf.shape[axis + 1 :]) % 2**32
+        place = place + lax.broadcasted_iota(jnp.uint32, leaf.shape, axis) * jnp.uint32(stride)
+    return (bits.astype(jnp.uint32) * (2 * place + 1)).sum(axes, dtype=jnp.uint32)
+
+
+def checked(start: Start, workdir: Path, source: str) -> Start:
+    """`start`, whose weights are those that the run in `workdir` began with.
+
+    A run without checkpoints begins now: its base is written down.
+
+    Args:
+        source: where the weights come from, for a reader of the file and the message.
+
+    Raises:
+        ConfigError: by the function that is returned, where they are others.
+    """
+
+    def around(
+        model: ModelConfig, shardings: PyTree, replicated: jax.sharding.Sharding
+    ) -> dict[str, PyTree]:
+        variables = start(model, shardings, replicated)
+        found = fingerprint(model, variables["params"])
+        begins = not steps(workdir / "checkpoints")
+        kept = None if begins else read_json(workdir / FILE)
+        if kept and kept["fingerprint"] != found:
+            raise ConfigError(
+                f"{source} is not the model that {workdir} was trained on (it has changed since, "
+                "or another is in its place); put that one back"
+            )
+        if begins and jax.process_index() == 0:
+            workdir.mkdir(parents=True, exist_ok=True)
+            write_json(workdir / FILE, {"source": source, "fingerprint": found})
+        return variables
+
+    return around
