@@ -100,7 +100,9 @@ def serve_transformers(shape: str, rows: int) -> None:
     @torch.no_grad()
     def step():
         nonlocal first
-        first.crop(PROMPT - 1)
+        behind = first.get_seq_length() - (PROMPT - 1)
+        if behind:
+            first.crop(-behind)
         model.generate(ids, past_key_values=first, max_new_tokens=NEW, **fixed)
 
     step()
