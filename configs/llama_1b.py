@@ -2,9 +2,9 @@
 
     python -m jgpt.main --config=configs/llama_1b.py --config.data.sources='jsonl:/data/*.jsonl.zst'
 
-By `python -m jgpt.plan` (jax 0.11.1, libtpu 0.0.46), per chip of 64 of v5e: 9.39 of 16 GiB, 1.04
-times the model's FLOPs executed, 7.3 GB sent, at best 0.33 s a step (estimated; MFU 86%, bound by
-HBM). Of 16, with attention computed again: 9.24 GiB, 6.4 GB, 0.31 s (MFU 93%, matrix units).
+By `python -m jgpt.plan` (jax 0.11.1, libtpu 0.0.46), per chip of 16 of v5e: 9.85 of 16 GiB, 1.04
+times the model's FLOPs executed, 6.4 GB sent, at best 0.30 s a step (estimated; MFU 96%, bound by
+the matrix units). Of 64: 9.39 GiB, 7.3 GB, 0.33 s (MFU 86%, HBM).
 For 64 chips: --config.data.batch_size=256 --config.mesh.data=4 --config.mesh.fsdp=16.
 """
 
