@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from jgpt.config import ModelConfig
 from jgpt.kernels.cross_entropy import BACKENDS, blockwise, cross_entropy, token_logps
@@ -292,3 +292,17 @@ def test_models_use_the_backend_that_the_config_names(output, monkeypatch):
     ]
     with pytest.raises(ValueError, match=r"'pallas_tpu' \(model.loss_backend\) cannot run: "):
         trace("pallas_tpu")
+
+
+@pytest.mark.parametrize(
+    "kind, first", [("TPU v5 lite", "blockwise"), ("TPU v5", "pallas_tpu"), ("cpu", "blockwise")]
+)
+def test_auto_goes_by_the_chip(kind, first):
+    device = AbstractDevice(kind, None, "cpu" if kind == "cpu" else "tpu")
+    mesh = AbstractMesh((1,), ("one",), abstract_device=device)
+    x = inputs(2, 6, "float32")
+    with jax.sharding.use_abstract_mesh(mesh):
+        jaxpr = str(
+            jax.make_jaxpr(cross_entropy)(x["hidden"], x["head"], x["targets"], x["weights"])
+        )
+    assert ("pallas_call" in jaxpr) == (first == "pallas_tpu")

@@ -178,7 +178,7 @@ weights = array((4, 300), jnp.float32, "fsdp")
 
 for width, dtype in ((256, jnp.bfloat16), (192, jnp.float32)):
     def loss(hidden, head, bias, targets, weights):
-        options = dict(bias=bias, softcap=30.0)
+        options = dict(bias=bias, softcap=30.0, backend="pallas_tpu")
         sums = cross_entropy(hidden, head, targets, weights, label_smoothing=0.1, **options)
         return sums.total + token_logps(hidden, head, targets, **options).sum()
     with jax.set_mesh(mesh):

@@ -8,11 +8,13 @@ from jax import lax
 
 from jgpt.kernels.cross_entropy import streaming
 from jgpt.kernels.cross_entropy.chunks import Figures, Rows, Totals
+from jgpt.kernels.device import device_kind
 from jgpt.kernels.matmul import input_gradient, product, weight_gradient
 from jgpt.typing import Array, CrossEntropy
 
-CHUNK = 512
-"""Tokens per chunk, for each device of the mesh that is set (`jax.set_mesh`)."""
+CHUNK, TPU_CHUNK = 512, 2048
+"""Tokens per chunk, for each device of the mesh that is set (`jax.set_mesh`). Every chunk reads and
+writes the head's gradient, for which a TPU's memory is slower against its products than a CPU's."""
 MAX_UNROLLED = 8
 """Up to so many chunks are unrolled (faster on CPU); above, a loop keeps the program small."""
 
@@ -32,11 +34,12 @@ def cross_entropy(
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
     softcap: float = 0.0,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
 ) -> CrossEntropy:
-    """See `jgpt.kernels.cross_entropy.cross_entropy`; `chunk`: tokens per chunk and device."""
+    """See `jgpt.kernels.cross_entropy.cross_entropy`; `chunk`: tokens per chunk and device, None
+    for CHUNK or TPU_CHUNK."""
     return streaming.cross_entropy(
-        _Steps(chunk, MAX_UNROLLED, softcap),
+        _Steps(chunk or _chunk(), MAX_UNROLLED, softcap),
         hidden,
         head,
         targets,
@@ -54,11 +57,15 @@ def token_logps(
     *,
     bias: Array | None = None,
     softcap: float = 0.0,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
 ) -> Array:
-    """See `jgpt.kernels.cross_entropy.token_logps`; `chunk` is the tokens per chunk and device."""
-    steps = _Steps(chunk, MAX_UNROLLED, softcap)
+    """See `jgpt.kernels.cross_entropy.token_logps`; `chunk` as above."""
+    steps = _Steps(chunk or _chunk(), MAX_UNROLLED, softcap)
     return streaming.token_logps(steps, hidden, head, targets, bias=bias)
+
+
+def _chunk() -> int:
+    return TPU_CHUNK if device_kind().startswith("TPU") else CHUNK
 
 
 @dataclass(frozen=True)
