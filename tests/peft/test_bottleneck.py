@@ -13,7 +13,9 @@ from jgpt.peft import METHODS, make_peft
 from jgpt.peft.method import Call
 
 WIDTH = 32
-MODEL = ModelConfig(num_layers=1, hidden_size=WIDTH, num_heads=2, intermediate_size=16)
+MODEL = ModelConfig(
+    vocab_size=8, num_layers=1, hidden_size=WIDTH, num_heads=2, intermediate_size=16
+)
 RNG = np.random.default_rng(0)
 R, H = RNG.standard_normal((2, 2, 3, WIDTH))
 
