@@ -293,5 +293,5 @@ def test_wrong_use_is_refused_in_one_line():
             models.apply(config, variables, batch, output=output)
     with pytest.raises(ConfigError, match="encoder_inputs"):
         models.apply(T5, random_variables(T5), batch)
-    with pytest.raises(ConfigError, match="'cls' or 'mean'"):
+    with pytest.raises(ConfigError, match="'cls', 'mean' or 'last'"):
         models.embed(config, variables, batch, pooling="max")
