@@ -11,6 +11,7 @@
    up outside, where the partitioner knows best, and are those of one device.
 """
 
+import dataclasses
 import functools
 import logging
 import math
@@ -25,8 +26,19 @@ from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 from jaxtyping import Bool, Float
 
 from jgpt.config import ConfigError, ModelConfig
+from jgpt.kernels.nf4_matmul import Nf4
+from jgpt.kernels.nf4_matmul.format import whole_scales
 from jgpt.layers.exchange import Exchange
-from jgpt.layers.experts import SCALED, Experts, Kernels, swiglu_experts
+from jgpt.layers.experts import (
+    SCALED,
+    Adapted,
+    Experts,
+    Kernels,
+    Weights,
+    swiglu_experts,
+    whole,
+)
+from jgpt.layers.packed import is_packed, packed_axes
 from jgpt.sharding import RULES, spec
 from jgpt.typing import Array, RouterStats
 
@@ -79,7 +91,7 @@ def over_mesh(
         route: `moe.route`.
         config: of the model.
         mesh: from `mesh_to_cut`.
-        kernels: all experts', placed as `sharding.RULES` says.
+        kernels: weights of all experts, placed as `sharding.RULES` says.
 
     Raises:
         ConfigError: sizes that the mesh does not divide, groups that it would cut, a form of
@@ -89,15 +101,13 @@ def over_mesh(
     batch, length = RULES["batch"], RULES["length"]
     rows, columns = _parts(mesh, batch), _parts(mesh, length)
     tokens = PartitionSpec(batch, length)
-    gate = spec(("experts", "embed", "expert_mlp"))
-    down = spec(("experts", "expert_mlp", "embed"))
+    up, down = ("experts", "embed", "expert_mlp"), ("experts", "expert_mlp", "embed")
+    kernels = Kernels(*(cuttable(weights) for weights in kernels))
+    places = Kernels(*(weight_specs(w, axes) for w, axes in zip(kernels, (up, up, down))))
 
     def local(x, logits, mask, bias, kernels):
-        weights = Kernels(
-            gathered(kernels.gate, 1, config, mesh),
-            gathered(kernels.up, 1, config, mesh),
-            gathered(kernels.down, 2, config, mesh),
-        )
+        gather = functools.partial(gathered_weights, config, mesh)
+        weights = Kernels(*map(gather, kernels, places))
         moe = config.moe
         apply = functools.partial(swiglu_experts, moe.fused, moe.backend, config.dtype)
         way = make_exchange(config, mesh)
@@ -106,7 +116,7 @@ def over_mesh(
 
     run = jax.shard_map(
         _regathering(local, config),
-        in_specs=(tokens, tokens, tokens, PartitionSpec(), Kernels(gate, gate, down)),
+        in_specs=(tokens, tokens, tokens, PartitionSpec(), places),
         out_specs=(
             PartitionSpec(RULES["expert_mlp"], batch, length),
             PartitionSpec(batch + length),
@@ -185,12 +195,66 @@ def _log_once(form: str, why: str) -> None:
     log.info("exchange between experts: %s%s", form, f" ({why})" if why else "")
 
 
-def gathered(kernel: Array, axis: int, config: ModelConfig, mesh: AbstractMesh) -> Array:
-    """The device's experts' matrices, whole along D; nothing to do where they are."""
+def cuttable(weights: Weights) -> Weights:
+    """Weights all of whose arrays can be cut as the kernel is: scales of scales are multiplied out
+    (half a bit per number), which lie in one row over the whole kernel."""
+    if isinstance(weights, Adapted):
+        return dataclasses.replace(weights, kernel=cuttable(weights.kernel))
+    if isinstance(weights, Nf4):
+        return Nf4(weights.codes, jax.vmap(whole_scales)(weights))
+    return weights
+
+
+def weight_specs(weights: Weights, axes: tuple[str, ...]) -> Any:
+    """How every array of an expert's weights lies over the mesh; `axes` are the kernel's."""
+    if isinstance(weights, Adapted):
+        return dataclasses.replace(
+            weights,
+            kernel=weight_specs(weights.kernel, axes),
+            leaves={name: spec(names) for name, names in weights.axes},
+        )
+    if is_packed(weights):
+        names = packed_axes(weights, axes)
+        return jax.tree.map(spec, names, is_leaf=lambda x: isinstance(x, tuple))
+    return spec(axes)
+
+
+def gathered_weights(
+    config: ModelConfig, mesh: AbstractMesh, weights: Weights, places: Any
+) -> Weights:
+    """The weights of the device's experts, whole along D. Packed kernels travel as they are, and
+    are numbers from here on; both is done again in the backward pass."""
+    if isinstance(weights, Adapted):
+        leaves = {
+            name: gathered(config, mesh, leaf, places.leaves[name])
+            for name, leaf in weights.leaves.items()
+        }
+        kernel = gathered_weights(config, mesh, weights.kernel, places.kernel)
+        return dataclasses.replace(weights, kernel=kernel, leaves=leaves)
+    if is_packed(weights):
+        packed = jax.tree.map(functools.partial(_all_gathered, mesh), weights, places)
+        return checkpoint_name(whole(packed, config.dtype), GATHERED)
+    return gathered(config, mesh, weights, places)
+
+
+def gathered(config: ModelConfig, mesh: AbstractMesh, array: Array, place: PartitionSpec) -> Array:
+    """The device's experts' part of an array, whole along D; nothing to do where it is."""
+    names, axis = _cut_along(mesh, place)
+    if axis is None:
+        return array
+    return checkpoint_name(_gathered(array, names, axis, config.dtype), GATHERED)
+
+
+def _all_gathered(mesh: AbstractMesh, array: Array, place: PartitionSpec) -> Array:
+    names, axis = _cut_along(mesh, place)
+    return array if axis is None else lax.all_gather(array, names, axis=axis, tiled=True)
+
+
+def _cut_along(mesh: AbstractMesh, place: PartitionSpec) -> tuple[tuple[str, ...], int | None]:
+    """Mesh axes that cut D, and which axis of the array that is."""
     names = tuple(name for name in RULES["embed"] if mesh.shape[name] > 1)
-    if not names:
-        return kernel
-    return checkpoint_name(_gathered(kernel, names, axis, config.dtype), GATHERED)
+    entry = spec(("embed",))[0]
+    return names, place.index(entry) if names and entry in place else None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))

@@ -4,14 +4,13 @@ import dataclasses
 import functools
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from jgpt.config import ConfigError, ModelConfig, MoEConfig
 from jgpt.layers import dispatch, exchange, expert_parallel
 from jgpt.layers.exchange import Exchange
-from jgpt.layers.experts import ExpertLinear, Experts, Kernels, gated_experts
+from jgpt.layers.experts import ExpertLinear, Experts, Kernels, swiglu_experts
 from jgpt.layers.ffn import FFN
 from jgpt.layers.initialization import hidden_std
 from jgpt.layers.router import Router, choose_experts, router_scores, router_stats
@@ -27,9 +26,8 @@ class MoE(nn.Module):
     `capacity` are the same thing, without a capacity factor.
 
     On a mesh that is set (`jax.set_mesh`) each device routes its own tokens
-    (`jgpt.layers.expert_parallel`), and the experts' kernels are read: an adapter that wraps a call
-    of theirs is not seen. The shared experts depend on none of it, so that the compiler may
-    compute them while rows travel.
+    (`jgpt.layers.expert_parallel`). The shared experts depend on none of it, so that the compiler
+    may compute them while rows travel.
 
     Parameters: `router/kernel` [D, E], `gate/kernel` and `up/kernel` [E, D, F], `down/kernel`
     [E, F, D], and `shared` like a dense layer's.
@@ -61,13 +59,13 @@ class MoE(nn.Module):
         c = self.config
         mask = jnp.ones(x.shape[:2], bool) if token_mask is None else token_mask
         logits = Router(c, name="router")(x, deterministic)
-        gate, up, down = self._experts()
+        kernels = Kernels(*(expert.weights() for expert in self._experts()))
         mesh = None if self.is_initializing() else expert_parallel.mesh_to_cut()
         if mesh is None:
-            experts = Experts(functools.partial(_call_modules, c.moe), (gate, up, down))
+            apply = functools.partial(swiglu_experts, c.moe.fused, c.moe.backend, c.dtype)
+            experts = Experts(apply, kernels)
             y, stats = route(c, x, logits, mask, selection_bias, experts)
         else:
-            kernels = Kernels(gate.kernel, up.kernel, down.kernel)
             y, stats = expert_parallel.over_mesh(
                 route, c, mesh, x, logits, mask, selection_bias, kernels
             )
@@ -93,16 +91,6 @@ class MoE(nn.Module):
         shape, axes = (c.hidden_size, c.expert_size), ("embed", "expert_mlp")
         down = linear("down", shape[::-1], axes[::-1], residual=True)
         return linear("gate", shape, axes), linear("up", shape, axes), down
-
-
-def _call_modules(
-    moe: MoEConfig, modules: tuple, x: Array, group_sizes: Array | None = None
-) -> Array:
-    """`experts.swiglu_experts` through the modules, which adapters may wrap."""
-    gate, up, down = modules
-    if moe.fused and group_sizes is not None:
-        return down(gated_experts(gate, up, x, group_sizes), group_sizes)
-    return down(jax.nn.silu(gate(x, group_sizes)) * up(x, group_sizes), group_sizes)
 
 
 def route(

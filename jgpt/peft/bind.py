@@ -14,10 +14,12 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
 
+from jgpt.config import ConfigError
 from jgpt.kernels.matmul import matmul
 from jgpt.peft.adapters import SHARED, Peft
+from jgpt.peft.experts import adapted_experts
 from jgpt.peft.method import Call
-from jgpt.peft.sites import KINDS, WEIGHTS
+from jgpt.peft.sites import KINDS, WEIGHTS, WRAPPED
 from jgpt.typing import Array, Batch
 
 TRAINED, CONSTANTS = "adapters", "constants"
@@ -56,12 +58,19 @@ def bind(peft: Peft, apply: Callable[..., Any]) -> Callable[..., Any]:
 def _around(peft: Peft, shared: dict, ids: Array | None, next_function, args, kwargs, context):
     module = context.module
     kind = KINDS.get(type(module))
-    if kind not in peft.method.kinds or context.method_name != "__call__":
+    if kind not in peft.method.kinds or context.method_name != WRAPPED.get(kind, "__call__"):
         return next_function(*args, **kwargs)
     variables = module.variables
     leaves = {**variables.get(TRAINED, {}), **variables.get(CONSTANTS, {})}
     if not leaves:
         return next_function(*args, **kwargs)
+    if kind == "experts":
+        if ids is not None:
+            raise ConfigError(
+                "batch['adapter_ids']: experts do not see the rows of a batch; adapt other modules "
+                "(peft.exclude), or merge one adapter at a time"
+            )
+        return adapted_experts(peft, module, next_function(*args, **kwargs), leaves)
     if kind == "linear":
         args = (args[0].astype(module.dtype), *args[1:])
     call = Call(

@@ -16,6 +16,7 @@ the model is not quite itself at first. n is lost in a merge, which therefore ca
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -42,20 +43,29 @@ def leaves(target: Target) -> dict[str, Leaf]:
     return {**lora.leaves(target), "magnitude": Leaf((out,), (axis,), Constant(1.0))}
 
 
-def column_norms(weight: Array, leaves: Leaves) -> Array:
-    """||W + s A B|| over `in`: [..., out] of a weight [..., in, out]; float32."""
+def column_norms(
+    weight: Array, leaves: Leaves, total: Callable[[Array], Array] = lambda part: part
+) -> Array:
+    """||W + s A B|| over `in`: [..., out] of a weight [..., in, out]; float32.
+
+    Args:
+        total: `Call.total`, where only a part of the inputs is here.
+    """
     a = leaves["lora_a"].astype(jnp.float32)
     b = leaves["lora_b"].astype(jnp.float32) * leaves["scaling"][..., None]
     transposed = jnp.swapaxes(a, -1, -2)
     along = jnp.matmul(transposed, weight, precision=lax.Precision.HIGHEST)
     gram = jnp.matmul(transposed, a, precision=lax.Precision.HIGHEST)
     squares = (weight**2).sum(-2) + (b * (2 * along + gram @ b)).sum(-2)
-    return jnp.sqrt(jnp.maximum(squares, 0.0))
+    return jnp.sqrt(jnp.maximum(total(squares), 0.0))
 
 
-def gain(weight: Array, leaves: Leaves) -> Array:
+def gain(
+    weight: Array, leaves: Leaves, total: Callable[[Array], Array] = lambda part: part
+) -> Array:
     """m / n [..., out]; 1 in layers that are not adapted and in outputs that have no weights."""
-    norms = lax.stop_gradient(column_norms(weight, jax.tree.map(lax.stop_gradient, dict(leaves))))
+    fixed = jax.tree.map(lax.stop_gradient, dict(leaves))
+    norms = lax.stop_gradient(column_norms(weight, fixed, total))
     adapted = (leaves["scaling"] != 0).any(-1, keepdims=True) & (norms > 0)
     magnitude = leaves["magnitude"].astype(jnp.float32)
     return jnp.where(adapted, magnitude / jnp.where(norms > 0, norms, 1.0), 1.0)
@@ -63,7 +73,8 @@ def gain(weight: Array, leaves: Leaves) -> Array:
 
 def call(call: Call, x: Array, *rest: Any) -> Array:
     whole, dropped = _base(call, x, *rest)
-    ratio = call.lookup(gain(lax.stop_gradient(restored(call.weight)), call.leaves))
+    weight = lax.stop_gradient(restored(call.weight))
+    ratio = call.lookup(gain(weight, call.leaves, call.total))
     bias = 0.0 if call.bias is None else call.bias.astype(jnp.float32)
     delta = lora.delta(call, x).astype(jnp.float32)
     change = (ratio - 1) * (dropped.astype(jnp.float32) - bias) + ratio * delta

@@ -92,6 +92,8 @@ class Call:
     """arrays that belong to no site"""
     key: Array | None = None
     """of dropout; None outside of training"""
+    total: Callable[[Array], Array] = lambda part: part
+    """(what was summed over the inputs that are here) -> over all: experts' are cut on a mesh"""
 
     def dropped(self, x: Array, rate: float | None = None) -> Array:
         """`x` with dropout in training, by default `settings.dropout`."""

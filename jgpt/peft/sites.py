@@ -43,6 +43,10 @@ KINDS: dict[type[nn.Module], str] = {
 }
 """Class of a site's module -> its kind."""
 
+WRAPPED = {"experts": "weights"}
+"""Kind of site -> the method that adapters wrap, `__call__` elsewhere: a layer of experts is a
+function of its weights, wherever they are."""
+
 WEIGHTS = {"linear": "kernel", "experts": "kernel", "embedding": "table"}
 """Kind of site -> the parameter that a merge changes."""
 
@@ -106,7 +110,7 @@ def _walk(config: ModelConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
 
     def note(next_function, args, kwargs, context):
         kind = KINDS.get(type(context.module))
-        if kind and context.method_name == "__call__":
+        if kind and context.method_name == WRAPPED.get(kind, "__call__"):
             found["/".join(context.module.path)] = kind, _activation_shape(kind, args)
         return next_function(*args, **kwargs)
 
