@@ -413,6 +413,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.max_bad_records = 100
     # tokens per row
     c.data.sequence_length = 256
+    # ids below 0 in front of every document; training sets them as peft.prompt says
+    c.data.virtual_tokens = 0
     # rows per step, over all processes
     c.data.batch_size = 16
     # best_fit (whole documents where they fit); split (concatenate and cut); none (one a row)

@@ -669,6 +669,9 @@ class DataConfig:
     labels: LabelsConfig = setting(LabelsConfig, "labelled records")
     max_bad_records: int = setting(100, "unreadable records (UTF-8, JSON) before the run stops")
     sequence_length: int = setting(256, "tokens per row")
+    virtual_tokens: int = setting(
+        0, "ids below 0 in front of every document; training sets them as peft.prompt says"
+    )
     batch_size: int = setting(16, "rows per step, over all processes")
     packing: str = setting(
         "best_fit",
@@ -693,6 +696,11 @@ class DataConfig:
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"data.{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.virtual_tokens <= max(self.sequence_length - 2, 0):
+            raise ConfigError(
+                f"data.sequence_length ({self.sequence_length}) has no room for text after "
+                f"{self.virtual_tokens} virtual tokens (peft.prompt.length); raise it"
+            )
         if not self.sources.strip():
             raise ConfigError("data.sources is empty; name a source such as 'microworld'")
         if not 0 <= self.validation_fraction < 1:

@@ -188,6 +188,29 @@ class LabelEncoder:
 
 
 @dataclass(frozen=True)
+class AfterVirtualTokens:
+    """What another encoder gives, with the ids -count, ..., -1 in front of every document.
+
+    They stand for learned embeddings (prompt tuning). None of them is predicted, nor predicts:
+    their targets do not count. A document longer than a row has them in its first row.
+    """
+
+    encoder: Encoder
+    count: int
+
+    def __call__(self, texts: Sequence[str]) -> list[Encoded]:
+        return [x._replace(segment=self._extended(x.segment)) for x in self.encoder(texts)]
+
+    def _extended(self, segment: Segment) -> Segment:
+        before = np.arange(-self.count, 0, dtype=np.int32)
+        learned = np.ones(segment.size, bool) if segment.learned is None else segment.learned
+        return segment._replace(
+            tokens=np.concatenate([before, segment.tokens]),
+            learned=np.concatenate([np.zeros(self.count, bool), learned]),
+        )
+
+
+@dataclass(frozen=True)
 class Items:
     """What is asked of the strings of a source.
 

@@ -192,6 +192,8 @@ def encode_rows(rows: Sequence[Row]) -> dict[str, Any]:
     segments = [segment for row in rows for segment in row]
     tokens = np.concatenate([s.tokens for s in segments]) if segments else np.zeros(0, np.int32)
     dtype = np.dtype("<u2" if tokens.size == 0 or tokens.max() < 2**16 else "<u4")
+    if tokens.size and tokens.min() < 0:  # virtual tokens
+        dtype = np.dtype("<i4")
     state = {
         "segments": [len(row) for row in rows],
         "lengths": [len(segment.tokens) for segment in segments],

@@ -224,6 +224,7 @@ def identity(corpus: Corpus, tokenizer: Any, config: DataConfig) -> dict[str, An
         "seed": config.seed,
         # Only where they matter, so that states from before there were records stay good.
         **({"chat": dataclasses.asdict(config.chat)} if "chat" in items else {}),
+        **({"virtual_tokens": config.virtual_tokens} if config.virtual_tokens else {}),
     }
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from jgpt.config import DataConfig
 from jgpt.data.corpus import Corpus
-from jgpt.data.encoding import ITEMS, Encoder
+from jgpt.data.encoding import ITEMS, AfterVirtualTokens, Encoder
 from jgpt.data.order import Bookmarks, make_order
 from jgpt.data.shards import ShardState, VirtualShard
 from jgpt.data.stats import Counts
@@ -56,7 +56,10 @@ class Made:
 
 def make_encoders(corpus: Corpus, tokenizer: Any, config: DataConfig) -> list[Encoder]:
     """One per source."""
-    return [ITEMS[source.items].encoder(tokenizer, config) for source in corpus.sources]
+    count = config.virtual_tokens
+    room = dataclasses.replace(config, sequence_length=config.sequence_length - count)
+    made = [ITEMS[source.items].encoder(tokenizer, room) for source in corpus.sources]
+    return [AfterVirtualTokens(encoder, count) for encoder in made] if count else made
 
 
 def label_dtype(corpus: Corpus, config: DataConfig) -> type | None:

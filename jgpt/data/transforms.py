@@ -23,7 +23,8 @@ def rows_to_arrays(
     """The batch of some packed rows; an empty row is all padding.
 
     Args:
-        rows: at most `length` positions each.
+        rows: at most `length` positions each. Ids below 0 are virtual tokens; as targets, which
+            never count, they are `pad_id`.
         length: S.
         pad_id: fills up inputs and targets.
         label_dtype: np.int32 (classes) or np.float32 (numbers) where segments have labels, one a
@@ -49,7 +50,7 @@ def rows_to_arrays(
         for number, segment in enumerate(row, 1):
             end = start + segment.size
             inputs[r, start:end] = segment.tokens[:-1]
-            targets[r, start:end] = segment.tokens[1:]
+            targets[r, start:end] = np.where(segment.tokens[1:] < 0, pad_id, segment.tokens[1:])
             positions[r, start:end] = counting[: segment.size]
             segment_ids[r, start:end] = number
             loss_weights[r, start:end] = 1 if segment.learned is None else segment.learned
