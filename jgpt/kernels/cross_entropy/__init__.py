@@ -32,7 +32,7 @@ BACKENDS: dict[str, Backend] = {
 }
 """In the order in which `auto` asks them, but for the chips of FIRST."""
 
-FIRST = {"TPU v5 lite": "blockwise"}
+FIRST = {"TPU v5 lite": "blockwise", "TPU v6 lite": "blockwise"}
 """By device kind, what `auto` asks before all others: by the compiler's estimates XLA's products in
 chunks are ahead of our kernels there (experiments/kernels/cross_entropy.md)."""
 
