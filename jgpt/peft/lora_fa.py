@@ -4,7 +4,7 @@
     y = W x + s B A x,    g_B' = (1 / s^2) g_B (A A^T + 1e-8 I)^-1
 
 Only B is trained, so that of a site's input only A x [..., r] is kept for the backward pass. B
-moves W by `s B A`; among all g_B' the one above makes `s (s g_B' A)` nearest to the full gradient
+moves W by `s g_B' A`, and the g_B' above is the one for which that is nearest to the full gradient
 of W.
 
 The paper trains B with its plain gradient. The correction is that of common code, which then runs
