@@ -20,6 +20,7 @@ from jgpt.interop.start import prepare
 from jgpt.interop.workdirs import Saved, unrolled_reader
 from jgpt.peft.quantization import is_quantized, restored
 from jgpt.training.checkpoints import RestoredVariables, restore_params
+from jgpt.training.setup import unchanged
 from jgpt.training.state import ADAPTERS, Start, joined, parted
 from jgpt.training.trainable import Trainable, make_trainable
 from jgpt.trees import leaves_by_path
@@ -125,7 +126,7 @@ def _started(trainable: Trainable, found: RestoredVariables, workdir: Path) -> S
     config = dataclasses.replace(config, peft=dataclasses.replace(config.peft, adapters=""))
     try:
         _, start = prepare(config, workdir)
-        variables = start(model, places, here)
+        variables = start(model, places, here, trainable.converter() or unchanged)
     except (ConfigError, RuntimeError) as error:
         if workdir.name in str(error):
             raise

@@ -4,22 +4,25 @@ Checkpoints of such a run hold the adapters alone; `base.json` in its folder say
 to, so that another model in its place is noticed before it writes nonsense.
 """
 
+import functools
 import hashlib
 import math
 import re
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jgpt.config import ConfigError, ModelConfig
+from jgpt.peft.quantization import Convert
 from jgpt.training.checkpoints import steps
-from jgpt.training.setup import Start
+from jgpt.training.setup import Start, unchanged
 from jgpt.training.trainable import unrolled_paths
 from jgpt.training.workdir import read_json, write_json
-from jgpt.trees import map_with_path
+from jgpt.trees import leaves_by_path
 from jgpt.typing import Array, PyTree
 
 FILE = "base.json"
@@ -33,18 +36,19 @@ def fingerprint(model: ModelConfig, params: PyTree) -> str:
     Of every array the sum of its bits modulo 2^32, each number's multiplied by 2 i + 1 at place i:
     integers, so that the order of summing does not matter.
     """
-    sums = jax.device_get(jax.jit(partial(map_with_path, _sums))(params))
+    return _digest(model, {path: _sums(path, x) for path, x in leaves_by_path(params).items()})
+
+
+def _digest(model: ModelConfig, sums: Mapping[str, Array]) -> str:
     lines = []
-
-    def note(path: str, found: Array) -> None:
-        places = unrolled_paths(path, model)
+    for path, found in jax.device_get(sums).items():
         values = found if STACKED.match(path) else [found]
+        places = unrolled_paths(path, model)
         lines.extend(f"{place} {int(value)}" for place, value in zip(places, values, strict=True))
-
-    map_with_path(note, sums)
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def _sums(path: str, leaf: Array) -> Array:
     """[] uint32, or [layers] of a stack."""
     bits = lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}"))
@@ -69,10 +73,19 @@ def checked(start: Start, workdir: Path, source: str) -> Start:
     """
 
     def around(
-        model: ModelConfig, shardings: PyTree, replicated: jax.sharding.Sharding
+        model: ModelConfig,
+        shardings: PyTree,
+        replicated: jax.sharding.Sharding,
+        convert: Convert = unchanged,
     ) -> dict[str, PyTree]:
-        variables = start(model, shardings, replicated)
-        found = fingerprint(model, variables["params"])
+        sums: dict[str, Array] = {}
+
+        def noted(path: str, array: Array) -> Any:
+            sums[path] = _sums(path, array)
+            return convert(path, array)
+
+        variables = start(model, shardings, replicated, noted)
+        found = _digest(model, sums)
         begins = not steps(workdir / "checkpoints")
         kept = None if begins else read_json(workdir / FILE)
         if kept and kept["fingerprint"] != found:

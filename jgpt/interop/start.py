@@ -6,6 +6,7 @@ gives a function that puts the weights on the run's mesh once it is.
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,13 @@ from jgpt.interop.folder import CONFIG_FILE, open_folder, read_json
 from jgpt.interop.weights import SELECTION_BIAS, load
 from jgpt.interop.workdirs import ORIGIN, Saved, keep_origin, open_saved
 from jgpt.models.layout import is_scanned
-from jgpt.training.setup import Start
+from jgpt.peft.adapters import nested
+from jgpt.peft.quantization import Convert
+from jgpt.training.setup import Start, unchanged
 from jgpt.training.state import joined
 from jgpt.training.state_files import read_arrays
 from jgpt.training.workdir import Workdir
+from jgpt.trees import leaves_by_path, map_with_path
 from jgpt.typing import PyTree
 
 HEAD = ("pooling", "pooler", "num_labels", "label_level")
@@ -66,9 +70,12 @@ def _from_folder(config: Config, path: Path, workdir: Path) -> tuple[Config, Sta
     filled = _filled(config, found, "init.hf_folder", path)
 
     def start(
-        model: ModelConfig, shardings: PyTree, replicated: jax.sharding.Sharding
+        model: ModelConfig,
+        shardings: PyTree,
+        replicated: jax.sharding.Sharding,
+        convert: Convert = unchanged,
     ) -> dict[str, PyTree]:
-        variables = load(open_folder(path), model, shardings, replicated)
+        variables = load(open_folder(path), model, shardings, replicated, convert)
         if jax.process_index() == 0:
             keep_origin(path, workdir)
         return variables
@@ -88,9 +95,12 @@ def _from_run(config: Config, path: Path) -> tuple[Config, Start]:
     filled = _filled(config, saved.config.model, "init.workdir", tokenizer)
 
     def start(
-        model: ModelConfig, shardings: PyTree, replicated: jax.sharding.Sharding
+        model: ModelConfig,
+        shardings: PyTree,
+        replicated: jax.sharding.Sharding,
+        convert: Convert = unchanged,
     ) -> dict[str, PyTree]:
-        return _restored(saved, model, shardings, replicated)
+        return _restored(saved, model, shardings, replicated, convert)
 
     return filled, _beside_new_head(start, saved.config.model)
 
@@ -114,10 +124,13 @@ def _beside_new_head(start: Start, found: ModelConfig) -> Start:
     """`start`, which knows nothing of a task head, and random weights where the model has one."""
 
     def around(
-        model: ModelConfig, shardings: PyTree, replicated: jax.sharding.Sharding
+        model: ModelConfig,
+        shardings: PyTree,
+        replicated: jax.sharding.Sharding,
+        convert: Convert = unchanged,
     ) -> dict[str, PyTree]:
         if found.num_labels == model.num_labels:
-            return start(model, shardings, replicated)
+            return start(model, shardings, replicated, convert)
         plain = dataclasses.replace(model, **{name: getattr(found, name) for name in HEAD})
         new = shardings.keys() - models.abstract_params(plain).keys()
 
@@ -126,9 +139,9 @@ def _beside_new_head(start: Start, found: ModelConfig) -> Start:
             return {name: params[name] for name in new}
 
         known = {name: value for name, value in shardings.items() if name not in new}
-        variables = start(plain, known, replicated)
+        variables = start(plain, known, replicated, convert)
         places = {name: shardings[name] for name in new}
-        made = jax.jit(head, out_shardings=places)(jax.random.key(0))
+        made = map_with_path(convert, jax.jit(head, out_shardings=places)(jax.random.key(0)))
         return {**variables, "params": {**variables["params"], **made}}
 
     return around
@@ -178,31 +191,58 @@ def _conflict(name: str, field: str, value: Any, there: Any) -> ConfigError:
 
 
 def _restored(
-    saved: Saved, model: ModelConfig, shardings: PyTree, replicated: jax.sharding.Sharding
+    saved: Saved,
+    model: ModelConfig,
+    shardings: PyTree,
+    replicated: jax.sharding.Sharding,
+    convert: Convert,
 ) -> dict[str, PyTree]:
-    """A checkpoint's weights, in the form (scanned or unrolled) of `shardings`."""
-    there, frozen = saved.arrays[saved.weights], saved.arrays.get("frozen")
-    same_form = is_scanned(there) == is_scanned(shardings) and not frozen
-    places = shardings if same_form else jax.tree.map(lambda _: replicated, there)
-    wanted = {saved.weights: jax.tree.map(_abstract, there, places)}
-    if frozen:
-        wanted["frozen"] = jax.tree.map(lambda leaf: _abstract(leaf, replicated), frozen)
-    if model.moe.selection_bias and SELECTION_BIAS in saved.arrays:
-        wanted[SELECTION_BIAS] = _abstract(saved.arrays[SELECTION_BIAS], replicated)
-    arrays = read_arrays(saved.directory, wanted)
+    """A checkpoint's weights, in the form (scanned or unrolled) of `shardings`.
+
+    Those of one place in all layers are read together; the others after they are converted.
+    """
+    trees = {name: saved.arrays.get(name) or {} for name in (saved.weights, "frozen")}
+    whole = joined(*trees.values()) if trees["frozen"] else trees[saved.weights]
+    scanned = is_scanned(shardings)
+    same_form = is_scanned(whole) == scanned and not trees["frozen"]
 
     def form(params: PyTree) -> PyTree:
-        params = models.restack(params, model, is_scanned(shardings))
+        params = models.restack(params, model, scanned)
         return jax.tree.map(lambda leaf: leaf.astype(model.param_dtype), params)
 
-    whole = arrays[saved.weights]
-    if "frozen" in arrays:
-        whole = joined(whole, arrays["frozen"])
-    params = jax.jit(form, out_shardings=shardings)(whole)
-    variables = {"params": params}
-    if SELECTION_BIAS in arrays:
-        variables[SELECTION_BIAS] = arrays[SELECTION_BIAS]
+    params: dict[str, Any] = {}
+    wanted_places = leaves_by_path(shardings)
+    for paths in _together(whole).values():
+        wanted = {
+            name: nested(
+                {
+                    path: _abstract(leaf, wanted_places[path] if same_form else replicated)
+                    for path, leaf in leaves_by_path(tree).items()
+                    if path in paths
+                }
+            )
+            for name, tree in trees.items()
+        }
+        arrays = read_arrays(saved.directory, {k: tree for k, tree in wanted.items() if tree})
+        read = [arrays[name] for name in trees if name in arrays]
+        read = joined(*read) if len(read) > 1 else read[0]
+        places = {path: wanted_places[path] for path in leaves_by_path(jax.eval_shape(form, read))}
+        made = jax.jit(form, out_shardings=nested(places))(read)
+        params |= {path: convert(path, leaf) for path, leaf in leaves_by_path(made).items()}
+        jax.block_until_ready(params)
+    variables = {"params": nested(params)}
+    if model.moe.selection_bias and SELECTION_BIAS in saved.arrays:
+        bias = {SELECTION_BIAS: _abstract(saved.arrays[SELECTION_BIAS], replicated)}
+        variables |= read_arrays(saved.directory, bias)
     return variables
+
+
+def _together(params: PyTree) -> dict[str, set[str]]:
+    """Paths of arrays of one place in all layers, which a stack makes one array of."""
+    groups: dict[str, set[str]] = {}
+    for path in leaves_by_path(params):
+        groups.setdefault(re.sub(r"layers(_\d+|/block_\d+)/", "layers/", path), set()).add(path)
+    return groups
 
 
 def _abstract(leaf: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:

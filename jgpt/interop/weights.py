@@ -1,7 +1,7 @@
 """Which tensors of a folder make which parameters; each is read when it is asked for, in slices."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -231,6 +231,7 @@ def load(
     model: ModelConfig,
     shardings: PyTree,
     replicated: jax.sharding.Sharding,
+    convert: Callable[[str, jax.Array], Any] = lambda path, array: array,
 ) -> dict[str, PyTree]:
     """The model's variables on their devices, in `model.param_dtype`.
 
@@ -241,6 +242,7 @@ def load(
         model: the architecture in the folder, with the computation's own settings.
         shardings: of every parameter, in the form (scanned or unrolled) that they shall have.
         replicated: of the selection bias.
+        convert: what lies in the place of a parameter; called before the next one is read.
 
     Raises:
         InteropError: the folder does not hold this model.
@@ -248,8 +250,9 @@ def load(
     found = sources(folder, model)
     dtype = jax.numpy.dtype(model.param_dtype)
 
-    def place(path: str, sharding: jax.sharding.Sharding) -> jax.Array:
-        return _place(_scanned(found, path, model), sharding, dtype)
+    def place(path: str, sharding: jax.sharding.Sharding) -> Any:
+        array = _place(_scanned(found, path, model), sharding, dtype)
+        return jax.block_until_ready(convert(path, array))
 
     variables = {"params": map_with_path(place, shardings)}
     if model.moe.selection_bias:

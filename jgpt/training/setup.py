@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from jgpt import cluster, models, sharding
-from jgpt.config import Config, ConfigError, ModelConfig, TokenizerConfig, to_dict
+from jgpt.config import Config, ConfigError, TokenizerConfig, to_dict
 from jgpt.data import pipeline
 from jgpt.data.store import cache_folder
 from jgpt.evals.writing import Writer
@@ -36,11 +36,18 @@ from jgpt.typing import Batch
 MASK_TOKENS = ("[MASK]", "<mask>")
 """Names of the mask token in the tokenizers of public models."""
 VERSIONS_OF = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-Start = Callable[[ModelConfig, Any, jax.sharding.Sharding], dict[str, Any]]
-"""(model, a sharding per parameter, that of what is replicated) to the variables to start from."""
+Start = Callable[..., dict[str, Any]]
+"""(model, a sharding per parameter, that of what is replicated, `convert`) to the variables to
+start from. `convert(path, array)` gives what is to lie in the place of a parameter, and is called
+as soon as that is read: no two copies of a model need to be there. By default `unchanged`."""
 FERTILITY_TEXTS = 200
 """The first documents of the corpus, on which the tokenizer's fertility is measured."""
 FERTILITY_FIGURES = ("tokens_per_character", "characters_per_token", "bytes_per_token", "unk_share")
+
+
+def unchanged(path: str, array: jax.Array) -> jax.Array:
+    """Parameters as they were read."""
+    return array
 
 
 @dataclass
@@ -321,7 +328,8 @@ def _started(
     """A fresh state around weights that are there."""
     model = trainable.model
     of_model = sharding.shardings(mesh, models.logical_axes(model), models.abstract_params(model))
-    variables = start(model, of_model, sharding.replicated(mesh))
+    convert = trainable.converter() or unchanged
+    variables = start(model, of_model, sharding.replicated(mesh), convert)
 
     def around(params: Any) -> TrainState:
         return initial(lambda key: trainable.start(params, key))

@@ -20,8 +20,9 @@ from jgpt.config import Config, ConfigError, ModelConfig
 from jgpt.models.layout import layout
 from jgpt.objectives import Apply
 from jgpt.peft import Adapters, Peft, adapter_axes, bind, hooks, init, make_peft
-from jgpt.peft.adapters import nested
-from jgpt.peft.quantization import quantized
+from jgpt.peft.adapters import flat, nested
+from jgpt.peft.quantization import Convert, converter, quantized, quantized_axes
+from jgpt.peft.starts import SPLITS
 from jgpt.training.optimizer import parameter_groups
 from jgpt.training.rules import Rule, read_rules, rule_of
 from jgpt.training.state import ADAPTERS, Start, TrainState, parted
@@ -69,6 +70,24 @@ class Trainable:
             hooks.init_state(self.peft, adapters.trained, self.num_steps),
         )
 
+    def converter(self) -> Convert | None:
+        """What packs a frozen parameter as soon as it is read (`peft.quantize`).
+
+        None where nothing is packed, and where the method splits the weights as they were before:
+        `start` packs what it leaves.
+        """
+        if self.peft is None or self.peft.settings.init in SPLITS:
+            return None
+        pack = converter(self.peft.settings, self.model)
+        if pack is None:
+            return None
+
+        def convert(path: str, leaf: Array) -> Any:
+            trained = any(self.trains(place) for place in unrolled_paths(path, self.model))
+            return leaf if trained else pack(path, leaf)
+
+        return convert
+
     def axes(self) -> dict[str, PyTree]:
         """Logical axis names of every leaf of `params`, `frozen` and `constants`."""
         boxed = jax.tree.map(
@@ -77,6 +96,7 @@ class Trainable:
         trained, frozen = self.cut(boxed)
         result = {"params": _names(trained), "frozen": _names(frozen), "constants": {}}
         if self.peft is not None:
+            result["frozen"] = quantized_axes(self.abstract.frozen, result["frozen"])
             adapters = adapter_axes(self.peft)
             result["params"] = {**result["params"], ADAPTERS: adapters.trained}
             result["constants"] = adapters.constants
@@ -98,7 +118,7 @@ class Trainable:
         if self.everything:
             return params, {}
         trained, frozen = {}, {}
-        for path, leaf in leaves_by_path(params).items():
+        for path, leaf in flat(params):
             flags = [self.trains(place) for place in unrolled_paths(path, self.model)]
             first = flags.index(True) if True in flags else len(flags)
             if not all(flags[first:]):
