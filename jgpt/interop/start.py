@@ -17,6 +17,7 @@ from jgpt.config import Config, ConfigError, ModelConfig, TokenizerConfig
 from jgpt.interop.configs import NOT_ARCHITECTURE, ROUTER_TRAINING, family_of, read_config
 from jgpt.interop.fingerprint import checked
 from jgpt.interop.folder import CONFIG_FILE, open_folder, read_json
+from jgpt.interop.start_adapters import with_adapters
 from jgpt.interop.weights import SELECTION_BIAS, load
 from jgpt.interop.workdirs import ORIGIN, Saved, keep_origin, open_saved
 from jgpt.models.layout import is_scanned
@@ -50,12 +51,22 @@ def prepare(config: Config, workdir: Path) -> tuple[Config, Start | None]:
         )
     source = config.init.hf_folder or config.init.workdir
     if not source:
+        if config.peft.adapters:
+            raise ConfigError(
+                "peft.adapters needs the model that they belong to: set init.hf_folder or "
+                "init.workdir"
+            )
         return config, None
     if config.init.hf_folder:
         config, start = _from_folder(config, expand(source), workdir)
     else:
         config, start = _from_run(config, expand(source))
-    return config, start if config.peft.method == "none" else checked(start, workdir, source)
+    if config.peft.method == "none" and not config.peft.adapters:
+        return config, start
+    start = checked(start, workdir, source)
+    if config.peft.adapters:
+        return with_adapters(config, start, expand(config.peft.adapters), expand(source))
+    return config, start
 
 
 def expand(path: str) -> Path:

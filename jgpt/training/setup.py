@@ -262,6 +262,7 @@ def make_steps(
         config.optimizer,
         config.train.steps,
         params,
+        trainable.width_scales(params),
         trainable.rates(params),
         trainable.decays(params),
         trainable.groups(params),
@@ -331,8 +332,15 @@ def _started(
     convert = trainable.converter() or unchanged
     variables = start(model, of_model, sharding.replicated(mesh), convert)
 
+    def begin_with(params: Any, key: jax.Array) -> train_state.Start:
+        first = trainable.start(params, key)
+        if train_state.ADAPTERS not in variables:
+            return first
+        adapters = {train_state.ADAPTERS: variables[train_state.ADAPTERS]}
+        return first._replace(params={**first.params, **adapters}, constants=variables["constants"])
+
     def around(params: Any) -> TrainState:
-        return initial(lambda key: trainable.start(params, key))
+        return initial(partial(begin_with, params))
 
     whole = trainable.everything or trainable.peft is not None  # arrays that are cut are copied
     begin = jax.jit(around, out_shardings=places, donate_argnums=(0,) if whole else ())
