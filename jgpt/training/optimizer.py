@@ -85,6 +85,7 @@ def make_optimizer(
     steps: int,
     params: PyTree,
     learning_rate_scales: PyTree | None = None,
+    rates: PyTree | None = None,
     decays: PyTree | None = None,
     groups: PyTree | None = None,
     after_clipping: Callable[[PyTree, PyTree, PyTree], PyTree] | None = None,
@@ -95,8 +96,10 @@ def make_optimizer(
         config: which of them, and their numbers.
         steps: updates in the whole run.
         params: parameters or their shapes; only paths are read.
-        learning_rate_scales: a number or an array per leaf that multiplies its learning rate (muP,
-            rules, LoRA+); weight decay is not scaled.
+        learning_rate_scales: a number per leaf that multiplies its learning rate (muP); weight
+            decay is not scaled.
+        rates: a number or an array per leaf that multiplies its whole update, weight decay too, as
+            another learning rate does (rules, LoRA+).
         decays: a number or an array per leaf in place of `config.weight_decay` and its group's
             share of it; None where there is none.
         groups: of the parameters, where `GROUPS` does not say.
@@ -114,7 +117,7 @@ def make_optimizer(
     by_muon = jax.tree.map(
         lambda group: "muon" if config.name == "muon" and group == "matrix" else "other", groups
     )
-    rates = {
+    schedules = {
         "muon": schedule(config, steps, config.muon_learning_rate),
         "other": schedule(config, steps),
     }
@@ -124,7 +127,10 @@ def make_optimizer(
         _update_rule(config, by_muon),
         _scale_by_leaf(learning_rate_scales, by_muon),
         _add_decayed(decays),
-        optax.partition({k: optax.scale_by_learning_rate(r) for k, r in rates.items()}, by_muon),
+        _multiplied(rates),
+        optax.partition(
+            {k: optax.scale_by_learning_rate(r) for k, r in schedules.items()}, by_muon
+        ),
     ]
     return _in_float32(optax.chain(*parts))
 
@@ -223,7 +229,15 @@ def _scale_by_leaf(scales: PyTree | None, by_muon: PyTree) -> optax.GradientTran
     """Multiplies each leaf by its number; Muon's leaves, whose step is width-free, by none."""
     if scales is None:
         return optax.identity()
-    factors = jax.tree.map(lambda scale, rule: 1.0 if rule == "muon" else scale, scales, by_muon)
+    return _multiplied(
+        jax.tree.map(lambda scale, rule: 1.0 if rule == "muon" else scale, scales, by_muon)
+    )
+
+
+def _multiplied(factors: PyTree | None) -> optax.GradientTransformation:
+    """Each leaf times its number or array."""
+    if factors is None:
+        return optax.identity()
     return optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, factors))
 
 

@@ -132,8 +132,16 @@ class Trainable:
                 frozen[path] = leaf if first == len(flags) else leaf[:first]
         return nested(trained), nested(frozen)
 
+    def width_scales(self, params: PyTree) -> PyTree:
+        """muP's factor of the learning rate of every leaf of `params` (of what is trained)."""
+        own, adapters = parted(params)
+        result = models.learning_rate_scales(self.model, own)
+        if adapters is not None:
+            result[ADAPTERS] = jax.tree.map(lambda _: 1.0, adapters)
+        return result
+
     def rates(self, params: PyTree) -> PyTree:
-        """What the learning rate of every leaf of `params` (of what is trained) is multiplied by.
+        """What rules and the method multiply the learning rate of every leaf of `params` by.
 
         An array [layers, 1, ...] where layers of a stack differ.
         """
