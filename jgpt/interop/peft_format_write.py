@@ -236,7 +236,6 @@ def _adalora_fields(
     return {
         "init_r": s.initial_rank,
         "target_r": min(peft.settings.rank or METHODS["adalora"].default_rank, s.initial_rank),
-        "r": s.initial_rank,
         "lora_alpha": round(alpha, 4),
         "tinit": 0,
         "tfinal": 0,

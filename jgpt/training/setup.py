@@ -332,19 +332,23 @@ def _started(
     convert = trainable.converter() or unchanged
     variables = start(model, of_model, sharding.replicated(mesh), convert)
 
-    def begin_with(params: Any, key: jax.Array) -> train_state.Start:
-        first = trainable.start(params, key)
-        if train_state.ADAPTERS not in variables:
-            return first
-        adapters = {train_state.ADAPTERS: variables[train_state.ADAPTERS]}
-        return first._replace(params={**first.params, **adapters}, constants=variables["constants"])
+    names = (train_state.ADAPTERS, "constants")
+    given = {name: variables[name] for name in names if name in variables}
 
-    def around(params: Any) -> TrainState:
-        return initial(partial(begin_with, params))
+    def begin_with(params: Any, given: dict[str, Any], key: jax.Array) -> train_state.Start:
+        first = trainable.start(params, key)
+        if not given:
+            return first
+        adapters, constants = (given[name] for name in names)
+        trained = {**first.params, train_state.ADAPTERS: adapters}
+        return first._replace(params=trained, constants=constants)
+
+    def around(params: Any, given: dict[str, Any]) -> TrainState:
+        return initial(partial(begin_with, params, given))
 
     whole = trainable.everything or trainable.peft is not None  # arrays that are cut are copied
     begin = jax.jit(around, out_shardings=places, donate_argnums=(0,) if whole else ())
-    state = begin(variables["params"])
+    state = begin(variables["params"], given)
     if "selection_bias" in variables:
         state = dataclasses.replace(state, selection_bias=variables["selection_bias"])
     return state
