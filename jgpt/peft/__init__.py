@@ -5,7 +5,10 @@ fits one to a model, `init` makes its adapters, `bind` gives an `apply` that use
 them into the weights.
 """
 
-from jgpt.config import ModelConfig, PeftConfig
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from jgpt.config import Config, ConfigError, ModelConfig, PeftConfig
 from jgpt.peft import (
     adalora,
     bottleneck,
@@ -28,6 +31,7 @@ from jgpt.peft.adapters import (
     fit,
     init,
     merge,
+    method_of,
     unmerge,
 )
 from jgpt.peft.bind import ADAPTER_IDS, CONSTANTS, TRAINED, bind
@@ -65,6 +69,33 @@ def make_peft(settings: PeftConfig, model: ModelConfig) -> Peft:
     return fit(settings, model, METHODS)
 
 
+def decide(config: Config, encode: Callable[[str], Sequence[int]]) -> Config:
+    """The config of a run with what its method asks of the data filled in.
+
+    That is the number of virtual tokens in front of documents, and the ids of `peft.prompt.text`.
+
+    Args:
+        config: of the run.
+        encode: text to token ids, without bos and eos.
+
+    Raises:
+        ConfigError: an unknown method, or virtual tokens where the objective changes the inputs.
+    """
+    if config.peft.method == "none":
+        return config
+    settings = config.peft
+    if settings.prompt.init == "text" and not settings.prompt.tokens:
+        tokens = tuple(int(i) for i in encode(settings.prompt.text))
+        settings = replace(settings, prompt=replace(settings.prompt, tokens=tokens))
+    count = method_of(settings, METHODS).virtual_tokens(settings)
+    if count and config.objective.name in ("mlm", "span_corruption"):
+        raise ConfigError(
+            f"peft.method={settings.method!r} puts virtual tokens into the inputs, of which "
+            f"objective.name={config.objective.name!r} hides some; use 'p_tuning_v2'"
+        )
+    return replace(config, peft=settings, data=replace(config.data, virtual_tokens=count))
+
+
 __all__ = [
     "ADAPTER_IDS",
     "CONSTANTS",
@@ -76,6 +107,7 @@ __all__ = [
     "abstract_adapters",
     "adapter_axes",
     "bind",
+    "decide",
     "count_trained",
     "init",
     "make_peft",

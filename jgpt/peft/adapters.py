@@ -62,11 +62,7 @@ def fit(settings: PeftConfig, model: ModelConfig, methods: Mapping[str, Method])
     Raises:
         ConfigError: an unknown method, or targets that it cannot adapt.
     """
-    if settings.method not in methods:
-        raise ConfigError(
-            f"peft.method is {settings.method!r}; choose none or one of {', '.join(methods)}"
-        )
-    method = methods[settings.method]
+    method = method_of(settings, methods)
     if settings.init not in method.inits:
         raise ConfigError(
             f"peft.init={settings.init!r} is not for peft.method={settings.method!r}; choose "
@@ -74,6 +70,15 @@ def fit(settings: PeftConfig, model: ModelConfig, methods: Mapping[str, Method])
         )
     settings = _with_defaults(settings, method.defaults)
     return Peft(settings, model, method, choose_targets(settings, model, method))
+
+
+def method_of(settings: PeftConfig, methods: Mapping[str, Method]) -> Method:
+    """The method by its name; raises ConfigError where there is none."""
+    if settings.method not in methods:
+        raise ConfigError(
+            f"peft.method is {settings.method!r}; choose none or one of {', '.join(methods)}"
+        )
+    return methods[settings.method]
 
 
 def _with_defaults(settings: PeftConfig, defaults: Mapping[str, Any]) -> PeftConfig:

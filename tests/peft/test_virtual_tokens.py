@@ -10,12 +10,15 @@ import pytest
 
 from jgpt import models, peft
 from jgpt.config import (
+    Config,
     ConfigError,
     LatentConfig,
     ModelConfig,
+    ObjectiveConfig,
     PeftConfig,
     PromptConfig,
     SampleConfig,
+    TrainConfig,
 )
 from jgpt.inference.generate import Generator, pad_prompts
 from jgpt.models.source import attach, read_source
@@ -109,8 +112,7 @@ def test_positions_count_from_the_end_of_the_prefix():
 
 
 def moved(adapted, batch):
-    """How far logits move when the prefix of one place does, by path."""
-    found = adapted.logits(batch)
+    """Logits, and how far they move when the leaf at one path is 0."""
     trained = adapted.variables[peft.TRAINED]
     paths = []
     map_with_path(lambda path, leaf: paths.append(path), trained)
@@ -122,7 +124,8 @@ def moved(adapted, batch):
     def logits(trained):
         return adapted.apply(adapted.variables | {peft.TRAINED: trained}, batch)[0]
 
-    return {p: float(abs(logits(without(p)) - found).max()) for p in paths}
+    found = logits(trained)
+    return found, {p: float(abs(logits(without(p)) - found).max()) for p in paths}
 
 
 def test_an_encoder_decoder_has_prefixes_in_all_three_attentions():
@@ -137,7 +140,7 @@ def test_an_encoder_decoder_has_prefixes_in_all_three_attentions():
     adapted = Adapted("p_tuning_v2", model)
     (source, target) = documents(6, 5)
     batch = rows_of([target]) | {"encoder_inputs": np.array([source], np.int32)}
-    distances = moved(adapted, batch)
+    logits, distances = moved(adapted, batch)
     assert len(distances) == 3 and min(distances.values()) > 1e-3, distances
 
     read = peft.bind(adapted.peft, functools.partial(read_source, model))
@@ -148,12 +151,12 @@ def test_an_encoder_decoder_has_prefixes_in_all_three_attentions():
         parts = []
         for start in (0, 3):
             tokens = {"inputs": batch["inputs"][:, start : start + 3]}
-            logits, aux = adapted.apply(variables, tokens, cache=cache)
-            parts.append(logits)
+            part, aux = adapted.apply(variables, tokens, cache=cache)
+            parts.append(part)
             cache = aux.cache
         return jnp.concatenate(parts, axis=1)
 
-    np.testing.assert_allclose(written(adapted.variables), adapted.logits(batch), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(written(adapted.variables), logits, rtol=0, atol=1e-5)
 
 
 def test_latent_attention_with_a_prefix_decodes_as_it_reads():
@@ -165,13 +168,13 @@ def test_latent_attention_with_a_prefix_decodes_as_it_reads():
     @jax.jit
     def written(variables):
         first = {"inputs": batch["inputs"][:, :4]}
-        logits, aux = adapted.apply(variables, first, cache=models.init_cache(model, 1, 6))
+        early, aux = adapted.apply(variables, first, cache=models.init_cache(model, 1, 6))
         last, _ = adapted.apply(variables, {"inputs": batch["inputs"][:, 4:]}, cache=aux.cache)
-        return jnp.concatenate([logits, last], axis=1)
+        return jnp.concatenate([early, last], axis=1)
 
-    found = adapted.logits(batch)
-    np.testing.assert_allclose(written(adapted.variables), found, rtol=0, atol=1e-5)
-    assert min(moved(adapted, batch).values()) > 1e-3
+    logits, distances = moved(adapted, batch)
+    np.testing.assert_allclose(written(adapted.variables), logits, rtol=0, atol=1e-5)
+    assert min(distances.values()) > 1e-3
 
 
 @pytest.mark.parametrize("method", ["prompt_tuning", "p_tuning_v2"])
@@ -252,6 +255,27 @@ def test_prompts_begin_as_their_config_says():
 def test_beginnings_that_cannot_be_are_refused(method, prompt, message):
     with pytest.raises(ConfigError, match=message):
         begun(PromptConfig(**prompt), method)
+
+
+def test_a_run_is_told_how_many_virtual_tokens_there_are_and_what_they_start_from():
+    text = PromptConfig(length=4, init="text", text="abc")
+    config = Config(peft=PeftConfig(method="prompt_tuning", prompt=text))
+    found = peft.decide(config, lambda text: [ord(c) for c in text])
+    assert found.data.virtual_tokens == 4
+    assert found.peft.prompt.tokens == (97, 98, 99)
+    assert peft.decide(Config(), None) == Config()
+    prefix = Config(peft=PeftConfig(method="p_tuning_v2"))
+    assert peft.decide(prefix, None) == prefix
+    hidden = dataclasses.replace(
+        config,
+        model=ModelConfig(vocab_size=40, attention="bidirectional"),
+        objective=ObjectiveConfig("mlm"),
+        sample=SampleConfig(final_samples=0),
+        train=TrainConfig(sample_every=0),
+        peft=PeftConfig(method="prompt_tuning"),
+    )
+    with pytest.raises(ConfigError, match=r"objective\.name='mlm' hides some"):
+        peft.decide(hidden, None)
 
 
 def test_disentangled_attention_refuses_a_prefix():
