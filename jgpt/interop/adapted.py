@@ -16,7 +16,7 @@ import numpy as np
 
 from jgpt import models, peft
 from jgpt.config import Config, ConfigError
-from jgpt.interop.start import prepare
+from jgpt.interop.start import begin
 from jgpt.interop.workdirs import Saved, unrolled_reader
 from jgpt.peft.quantization import is_quantized, restored
 from jgpt.training.checkpoints import RestoredVariables, restore_params
@@ -125,7 +125,7 @@ def _started(trainable: Trainable, found: RestoredVariables, workdir: Path) -> S
     # The adapters are those of the checkpoint: a folder that they once came from is not needed.
     config = dataclasses.replace(config, peft=dataclasses.replace(config.peft, adapters=""))
     try:
-        _, start = prepare(config, workdir)
+        _, start = begin(config, workdir)
         variables = start(model, places, here, trainable.converter() or unchanged)
     except (ConfigError, RuntimeError) as error:
         if workdir.name in str(error):

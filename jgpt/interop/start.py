@@ -49,6 +49,11 @@ def prepare(config: Config, workdir: Path) -> tuple[Config, Start | None]:
             f"workdir {str(workdir)!r} holds a converted model and no run; begin one from it with "
             f"--config.init.workdir={workdir} and another --workdir"
         )
+    return begin(config, workdir)
+
+
+def begin(config: Config, workdir: Path) -> tuple[Config, Start | None]:
+    """`prepare`, also for the folder of a run that was made and not trained."""
     source = config.init.hf_folder or config.init.workdir
     if not source:
         if config.peft.adapters:

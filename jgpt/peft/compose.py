@@ -31,6 +31,7 @@ from jgpt.config import ConfigError, ModelConfig, PeftConfig
 from jgpt.peft import compose_rules as rules
 from jgpt.peft import lora, vera
 from jgpt.peft.adapters import SHARED, Adapters, Peft, fit, flat, laid_out, nested, unrolled
+from jgpt.peft.sites import find_sites
 from jgpt.typing import Array
 
 Pair = tuple[Peft, Adapters]
@@ -241,6 +242,18 @@ def _by_site(
     return result
 
 
+def one_model(pairs: Sequence[Pair]) -> ModelConfig:
+    """The model of the first; how it is computed may differ among them.
+
+    Raises:
+        ConfigError: the others have other modules.
+    """
+    sites = [{s.path: (s.kind, s.shape) for s in find_sites(peft.model)} for peft, _ in pairs]
+    if any(other != sites[0] for other in sites):
+        raise ConfigError("these adapters belong to models of different architectures")
+    return pairs[0][0].model
+
+
 RULES = ("magnitude_prune", "ties", "dare_linear", "dare_ties")
 WAYS = ("cat", "svd", "linear", *RULES, *(f"{name}_svd" for name in RULES))
 """Names of the ways to combine."""
@@ -274,10 +287,8 @@ def combine(
         raise ConfigError(f"unknown way {way!r} to combine adapters; choose {', '.join(WAYS)}")
     if not 0 < density <= 1:
         raise ConfigError(f"density is {density}; it must be above 0 and at most 1")
+    model = one_model(pairs)
     found = [factors(*pair) for pair in pairs]
-    model = pairs[0][0].model
-    if any(pair[0].model != model for pair in pairs):
-        raise ConfigError("these adapters belong to models of different architectures")
     rank = rank or max(f.a.shape[-1] for own in found for f in own.values())
     key = jax.random.key(0) if key is None else key
     name = way.removesuffix("_svd")

@@ -15,7 +15,7 @@ import optax
 from jgpt.config import ConfigError, ModelConfig
 from jgpt.peft import compose
 from jgpt.peft.adapters import SHARED, Adapters, Peft, flat, laid_out, nested, unrolled
-from jgpt.peft.compose import Factor, Factors, Pair, factors, from_factors
+from jgpt.peft.compose import Factor, Factors, Pair, factors, from_factors, one_model
 from jgpt.typing import Array, PyTree
 
 
@@ -29,10 +29,7 @@ def stack(pairs: Sequence[Pair]) -> Pair:
     Raises:
         ConfigError: adapters that cannot lie in one array, or on experts.
     """
-    model = pairs[0][0].model
-    if any(peft.model != model for peft, _ in pairs):
-        raise ConfigError("these adapters belong to models of different architectures")
-    peft = pairs[0][0]
+    model, peft = one_model(pairs), pairs[0][0]
     if any(other.leaves.keys() != peft.leaves.keys() or _shapes(other) != _shapes(peft)
            for other, _ in pairs):  # fmt: skip
         pairs = same_shapes(model, [factors(*pair) for pair in pairs])
