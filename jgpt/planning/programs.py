@@ -95,9 +95,10 @@ def bytes_per_device(tree: PyTree, *, on_host: bool = False) -> int:
 
 def state_bytes(state: TrainState, batch: Batch) -> dict[str, int]:
     """What one device holds while the step waits to run, by part."""
-    rest = dataclasses.replace(state, params={}, opt_state={}, ema={})
+    rest = dataclasses.replace(state, params={}, opt_state={}, ema={}, frozen={})
     return {
         "parameters": bytes_per_device(state.params),
+        "frozen_parameters": bytes_per_device(state.frozen),
         "optimizer": bytes_per_device(state.opt_state),
         "moving_average": bytes_per_device(state.ema),
         "batch": bytes_per_device(batch) + bytes_per_device(rest),
