@@ -57,10 +57,7 @@ CASES = {
     "prefix_tuning": PeftConfig(method="prefix_tuning", prompt=PROMPT),
     "p_tuning_v2": PeftConfig(method="p_tuning_v2", prompt=PROMPT),
     "prompt_tuning": PeftConfig(method="prompt_tuning", prompt=PROMPT),
-    "p_tuning": PeftConfig(method="p_tuning", prompt=PROMPT),
-    "p_tuning, lstm": PeftConfig(
-        method="p_tuning", prompt=dataclasses.replace(PROMPT, encoder="lstm")
-    ),
+    "p_tuning": PeftConfig(method="p_tuning", prompt=dataclasses.replace(PROMPT, encoder="lstm")),
 }
 
 
