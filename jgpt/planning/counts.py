@@ -173,9 +173,7 @@ def _fusion_bytes(fusion: Instruction, computation: Computation, program: Progra
         if operand is None:
             continue
         whole = _in_hbm(operand)
-        uses = [
-            use for use in readers.get(numbered.get(position, ""), ()) if use[0].op not in VIEWS
-        ]
+        uses = [use for use in readers.get(numbered.get(position, ""), ()) if not _is_view(use[0])]
         if uses and all(u.op in ("dynamic-slice", "gather", "slice") for u, at in uses if at == 0):
             if all(at == 0 for _, at in uses):
                 whole = min(whole, sum(use.bytes for use, _ in uses))
@@ -193,9 +191,16 @@ def _fusion_bytes(fusion: Instruction, computation: Computation, program: Progra
 
 VIEWS = {"bitcast", "copy", "reshape"}
 """Operations that hand their operand on."""
+ALIASED = "output_to_operand_aliasing={{}: (0, {})}"
+"""Of a fusion in a fusion: the same bytes, read in tiles of another size."""
+
+
+def _is_view(instruction: Instruction) -> bool:
+    aliased = instruction.op == "fusion" and ALIASED in instruction.attributes
+    return instruction.op in VIEWS or aliased
 
 
 def _source(body: Computation, name: str) -> str:
-    while (found := body.instructions.get(name)) is not None and found.op in VIEWS:
+    while (found := body.instructions.get(name)) is not None and _is_view(found):
         name = found.operands[0]
     return name
