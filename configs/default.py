@@ -348,7 +348,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     # corpus and batches
     c.data = ml_collections.ConfigDict()
-    # comma-separated KIND:PATH@WEIGHT; kind: microworld, text, jsonl, parquet, array_record, huggingface, chat, labels, microworld_chat or microworld_labels; $VARIABLES and globs are expanded, the kind may be left to the ending
+    # comma-separated KIND:PATH@WEIGHT; kind: microworld, text, jsonl, parquet, array_record, huggingface, chat, labels, class_texts, microworld_chat or microworld_labels; $VARIABLES and globs are expanded, the kind may be left to the ending
     c.data.sources = "microworld"
     # field of jsonl, parquet, array_record, huggingface records
     c.data.text_field = "text"
@@ -409,6 +409,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.labels.label = "label"
     # names of the classes; () where labels are numbers
     c.data.labels.classes = ()
+    # sources of kind class_texts: lambda, what a token of theirs weighs in the loss
+    c.data.class_weight = 1.0
     # unreadable records (UTF-8, JSON) before the run stops
     c.data.max_bad_records = 100
     # tokens per row
@@ -495,6 +497,19 @@ def get_config() -> ml_collections.ConfigDict:
     c.objective.num_sentinels = 100
     # span_corruption: ends a target; -1 for the tokenizer's eos
     c.objective.end_id = -1
+
+    # what a fine-tuned model keeps
+    c.forgetting = ml_collections.ConfigDict()
+    # elastic weight consolidation: what python -m jgpt.fisher made (its folder, or the run)
+    c.forgetting.ewc = ""
+    # ewc: L of L / 2 * sum F (theta - theta0)^2, which is added to the mean loss
+    c.forgetting.ewc_weight = 1.0
+    # held-out documents that the run is compared on with the model it began as; 0 for none
+    c.forgetting.drift_documents = 0
+    # drift: where they are from, as data.sources
+    c.forgetting.drift_sources = "microworld"
+    # drift: as the first run's data.validation_fraction, or less: its held-out texts
+    c.forgetting.drift_fraction = 0.01
 
     # loop
     c.train = ml_collections.ConfigDict()

@@ -651,8 +651,8 @@ class DataConfig:
     sources: str = setting(
         "microworld",
         "comma-separated KIND:PATH@WEIGHT; kind: microworld, text, jsonl, parquet, array_record, "
-        "huggingface, chat, labels, microworld_chat or microworld_labels; $VARIABLES and globs are "
-        "expanded, the kind may be left to the ending",
+        "huggingface, chat, labels, class_texts, microworld_chat or microworld_labels; $VARIABLES "
+        "and globs are expanded, the kind may be left to the ending",
     )
     text_field: str = setting("text", "field of jsonl, parquet, array_record, huggingface records")
     text_documents: str = setting(
@@ -667,6 +667,9 @@ class DataConfig:
     cleaning: CleaningConfig = setting(CleaningConfig, "filters over documents")
     chat: ChatConfig = setting(ChatConfig, "conversations")
     labels: LabelsConfig = setting(LabelsConfig, "labelled records")
+    class_weight: float = setting(
+        1.0, "sources of kind class_texts: lambda, what a token of theirs weighs in the loss"
+    )
     max_bad_records: int = setting(100, "unreadable records (UTF-8, JSON) before the run stops")
     sequence_length: int = setting(256, "tokens per row")
     virtual_tokens: int = setting(
@@ -700,6 +703,11 @@ class DataConfig:
             raise ConfigError(
                 f"data.sequence_length ({self.sequence_length}) has no room for text after "
                 f"{self.virtual_tokens} virtual tokens (peft.prompt.length); raise it"
+            )
+        if self.class_weight <= 0:
+            raise ConfigError(
+                f"data.class_weight is {self.class_weight}; it must be above 0, or leave the "
+                "class_texts out of data.sources"
             )
         if not self.sources.strip():
             raise ConfigError("data.sources is empty; name a source such as 'microworld'")
@@ -783,6 +791,36 @@ class ObjectiveConfig:
         if self.name == "span_corruption":
             return self.num_sentinels if self.first_sentinel < 0 else 0
         return 0
+
+
+@dataclass(frozen=True)
+class ForgettingConfig:
+    """What holds a fine-tuned model to what it was, and what says how far it has moved."""
+
+    ewc: str = setting(
+        "", "elastic weight consolidation: what python -m jgpt.fisher made (its folder, or the run)"
+    )
+    ewc_weight: float = setting(
+        1.0, "ewc: L of L / 2 * sum F (theta - theta0)^2, which is added to the mean loss"
+    )
+    drift_documents: int = setting(
+        0, "held-out documents that the run is compared on with the model it began as; 0 for none"
+    )
+    drift_sources: str = setting("microworld", "drift: where they are from, as data.sources")
+    drift_fraction: float = setting(
+        0.01, "drift: as the first run's data.validation_fraction, or less: its held-out texts"
+    )
+
+    def __post_init__(self):
+        if self.ewc and self.ewc_weight <= 0:
+            raise ConfigError(
+                f"forgetting.ewc_weight is {self.ewc_weight}; it must be above 0, or leave "
+                "forgetting.ewc empty"
+            )
+        if not 0 < self.drift_fraction < 1:
+            raise ConfigError(
+                f"forgetting.drift_fraction is {self.drift_fraction}; it must lie between 0 and 1"
+            )
 
 
 @dataclass(frozen=True)
@@ -894,6 +932,7 @@ class Config:
     data: DataConfig = setting(DataConfig, "corpus and batches")
     optimizer: OptimizerConfig = setting(OptimizerConfig, "update rule")
     objective: ObjectiveConfig = setting(ObjectiveConfig, "what is minimised")
+    forgetting: ForgettingConfig = setting(ForgettingConfig, "what a fine-tuned model keeps")
     train: TrainConfig = setting(TrainConfig, "loop")
     checkpoint: CheckpointConfig = setting(CheckpointConfig, "what is kept on disk")
     sample: SampleConfig = setting(SampleConfig, "text written by the model")

@@ -18,10 +18,10 @@ MODEL_ORDER = (
     ("objectives", "evals"),
     ("training",),
     ("planning",),
-    ("apps", "interop", "plan", "main", "generate", "convert", "adapters"),
+    ("apps", "interop", "plan", "main", "generate", "convert", "adapters", "fisher"),
 )
 TEXT_ORDER = (("typing", "config"), ("tokenizers",), ("data",))
-COMMANDS = {"main", "generate", "convert", "adapters", "plan", "tokenizers.__main__"}
+COMMANDS = {"main", "generate", "convert", "adapters", "fisher", "plan", "tokenizers.__main__"}
 HOST_PATH = ("tokenizers", "data")
 
 

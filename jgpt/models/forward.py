@@ -16,7 +16,9 @@ from jgpt.models.layout import is_scanned, restack
 from jgpt.models.transformer import Aux, Tokens, Transformer
 from jgpt.typing import Array, Batch
 
-OUTPUTS = ("logits", "hidden", "token_logps", "cross_entropy", "pooled", "labels")
+OUTPUTS = (
+    "logits", "hidden", "projection", "token_logps", "cross_entropy", "pooled", "labels",
+)  # fmt: skip
 
 RNGS = {"jitter": 0x6A697474, "adapters": 0x61646170}
 """What modules draw for in training, and what keeps their keys apart."""
@@ -46,9 +48,11 @@ def apply(
             padded on the right. An encoder-decoder reads its source from `encoder_inputs` [B, T]
             and the optional `encoder_segment_ids` and `encoder_positions`; a document attends to
             the source of the same id. Once a cache has seen the source, it is not needed again.
-        output: `logits` [B,S,V] float32; `hidden` [B,S,D], after the final norm; `token_logps`
-            [B,S] float32 of `batch["targets"]`; `cross_entropy`: a `CrossEntropy` of the targets
-            weighted by `batch["loss_weights"]`; `pooled` [B,D] and `labels` [B,labels] or
+        output: `logits` [B,S,V] float32; `hidden` [B,S,D], after the final norm; `projection`:
+            (hidden [B,S,D], kernel [D,V], bias [V] or None), whose product, before `final_softcap`,
+            is the logits, for who makes them in parts; `token_logps` [B,S] float32 of
+            `batch["targets"]`; `cross_entropy`: a `CrossEntropy` of the targets weighted by
+            `batch["loss_weights"]`; `pooled` [B,D] and `labels` [B,labels] or
             [B,S,labels] float32, as `config.pooling`, `pooler`, `num_labels`, `label_level` say.
         key: given in training, where it drives dropout and router jitter.
         cache: from `init_cache` or an earlier call; the updated one is in `Aux`. Decoding runs
@@ -99,6 +103,8 @@ def apply(
         return hidden, aux
     if config.mup_base_width:
         hidden = hidden * (config.mup_base_width / config.hidden_size)
+    if output == "projection":
+        return (hidden, kernel, bias), aux
     softcap = config.final_softcap
 
     if output == "token_logps":

@@ -31,7 +31,7 @@ RULES: list[tuple[str, str]] = [
     (r"^objective\.name$", FIXED),
     (r"^objective\.", FREE),
     (r"^train\.seed$", FIXED),
-    (r"^(name$|train\.|checkpoint\.|sample\.|mesh\.)", FREE),
+    (r"^(name$|train\.|checkpoint\.|sample\.|mesh\.|forgetting\.)", FREE),
 ]
 """(pattern, whether it may change); the first match of a setting's dotted name wins."""
 

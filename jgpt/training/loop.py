@@ -9,7 +9,6 @@ The devices never wait for the host: a step is dispatched before the figures of 
 are fetched.
 """
 
-import dataclasses
 import errno
 import time
 from collections.abc import Iterator
@@ -157,9 +156,7 @@ class Loop:
             restored = self.parts.checkpoints.restore_latest(abstract, self.config)
             if restored:
                 self.batches.set_state(pipeline.merge_states(restored.data_states))
-                state, first = restored.state, restored.step
-                if abstract is not self.parts.abstract:
-                    state = dataclasses.replace(state, frozen=self.parts.init().frozen)
+                state, first = self.parts.completed(restored.state), restored.step
                 self.saved = first
             else:
                 state, first = self.parts.init(), 0

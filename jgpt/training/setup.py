@@ -22,6 +22,7 @@ from jgpt.evals.writing import Writer
 from jgpt.objectives import Apply, make_objective
 from jgpt.tokenizers import Tokenizer, build, load
 from jgpt.tokenizers.report import measure
+from jgpt.training import forgetting
 from jgpt.training import state as train_state
 from jgpt.training.checkpoints import Checkpoints
 from jgpt.training.metrics import peak_flops
@@ -82,8 +83,19 @@ class Run:
         return jax.process_index() == 0
 
     def kept(self, state: TrainState) -> TrainState:
-        """What a checkpoint holds of `state`: adapters go without the model that they adapt."""
+        """What a checkpoint holds of `state`: adapters go without the model that they adapt, and
+        nothing of what the run is held to."""
+        state = dataclasses.replace(state, anchor={})
         return state if self.config.peft.method == "none" else dataclasses.replace(state, frozen={})
+
+    def completed(self, state: TrainState) -> TrainState:
+        """`state` of a checkpoint, with what `kept` left out of it."""
+        adapted = self.config.peft.method != "none"
+        if not (adapted or self.config.forgetting.ewc):
+            return state
+        begun = self.init()
+        state = dataclasses.replace(state, anchor=begun.anchor)
+        return dataclasses.replace(state, frozen=begun.frozen) if adapted else state
 
     @property
     def several(self) -> bool:
@@ -291,6 +303,12 @@ def make_steps(
     init = jax.jit(fresh, out_shardings=places)
     if start is not None:
         init = partial(_started, start, initial, trainable, places, mesh)
+    if trainable.ewc_weight:
+        read = partial(
+            forgetting.read_anchor,
+            config.forgetting.ewc, model, trainable.held, mesh, places.anchor,
+        )  # fmt: skip
+        init = partial(forgetting.anchored, init, read)
     step = make_train_step(objective, apply, optimizer, config, trainable)
     # Arrays [B] and [B, S] of a batch have no sharding in common where rows are cut along their
     # length: each then stays where `device_batch` has put it.

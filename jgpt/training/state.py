@@ -37,6 +37,8 @@ class TrainState:
     """what belongs to adapters and is not trained"""
     method_state: PyTree = dataclasses.field(default_factory=dict)
     """what a method of fine-tuning remembers between steps (AdaLoRA's importances)"""
+    anchor: PyTree = dataclasses.field(default_factory=dict)
+    """what the run is held to (`forgetting.ewc`): `fisher` and `weights`, laid out like `params`"""
 
 
 ADAPTERS = "adapters"
@@ -91,6 +93,7 @@ class Start(NamedTuple):
     frozen: PyTree = {}
     constants: PyTree = {}
     method_state: PyTree = {}
+    anchor: PyTree = {}
 
 
 def init_state(

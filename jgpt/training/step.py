@@ -51,9 +51,9 @@ def make_train_step(
     """`train_step(state, batch) -> (state, metrics)`, pure; `compile_step` jits it.
 
     Metrics are float32: the objective's own (`loss` in nats per weighted target, `accuracy`, `z`),
-    and `total` (what is minimised), `grad_norm` (before clipping), `update_norm`, `param_norm`,
-    `learning_rate`, `tokens` (the sum of weights), `skipped` (so far), `consecutive_skipped` and
-    those of `moe_metrics`.
+    and `total` (what is minimised), `penalty` (its part that is no loss, where there is one),
+    `grad_norm` (before clipping), `update_norm`, `param_norm`, `learning_rate`, `tokens` (the sum
+    of weights), `skipped` (so far), `consecutive_skipped` and those of `moe_metrics`.
 
     Args:
         objective: from `make_objective`.
@@ -77,11 +77,11 @@ def make_train_step(
         weights = in_gradient_dtype(state.params, config.train.gradient_dtype)
         gradients, sums = accumulate(loss, weights, batch, key, config.train.microbatches)
         gradients = jax.tree.map(lambda g: g / sums.weight, gradients)
-        total = sums.objective / sums.weight
+        total, added = sums.objective / sums.weight, {}
         if trainable.penalised:
             penalty, slope = jax.value_and_grad(trainable.penalty)(state.params, state)
             gradients = jax.tree.map(lambda g, s: g + s.astype(g.dtype), gradients, slope)
-            total = total + penalty
+            total, added = total + penalty, {"penalty": penalty}
         grad_norm = optax.global_norm(gradients)
         good = jnp.isfinite(grad_norm) & jnp.isfinite(total)
         applied, constants = state.step - state.skipped, state.constants
@@ -117,12 +117,15 @@ def make_train_step(
 
         # A branch, since selecting leaf by leaf would copy the whole state: on a CPU the update
         # then takes 1.6 times as long. What never changes stays outside.
-        changing = dataclasses.replace(state, frozen={}, constants={})
+        changing = dataclasses.replace(state, frozen={}, constants={}, anchor={})
         new_state, update_norm = jax.lax.cond(good, update, skip, changing)
-        new_state = dataclasses.replace(new_state, frozen=state.frozen, constants=state.constants)
+        new_state = dataclasses.replace(
+            new_state, frozen=state.frozen, constants=constants, anchor=state.anchor
+        )
         metrics = {
             **{name: ratio(*pair) for name, pair in sums.metrics.items()},
             "total": total,
+            **added,
             "tokens": sums.weight,
             "grad_norm": grad_norm,
             "update_norm": update_norm,

@@ -13,19 +13,21 @@ from functools import cached_property, partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jgpt import models
 from jgpt.config import Config, ConfigError, ModelConfig
 from jgpt.models.layout import layout
 from jgpt.objectives import Apply
-from jgpt.peft import Adapters, Peft, adapter_axes, bind, hooks, init, make_peft
+from jgpt.peft import Adapters, Peft, adapter_axes, bind, hooks, init, make_peft, merge
 from jgpt.peft.adapters import flat, nested
 from jgpt.peft.quantization import Convert, converter, quantized, quantized_axes
 from jgpt.peft.starts import SPLITS
+from jgpt.training import forgetting
 from jgpt.training.optimizer import parameter_groups
 from jgpt.training.rules import Rule, read_rules, rule_of
-from jgpt.training.state import ADAPTERS, Start, TrainState, parted
+from jgpt.training.state import ADAPTERS, Start, TrainState, joined, parted
 from jgpt.trees import leaves_by_path, map_with_path
 from jgpt.typing import Array, PyTree
 
@@ -42,6 +44,8 @@ class Trainable:
     rules: tuple[Rule, ...] = ()
     num_steps: int = 0
     """updates in the whole run"""
+    ewc_weight: float = 0.0
+    """of the penalty on leaving `TrainState.anchor`; 0 where there is none"""
 
     @property
     def everything(self) -> bool:
@@ -60,7 +64,7 @@ class Trainable:
             key: of new adapters.
         """
         if self.peft is None:
-            return Start(*self.cut(params))
+            return Start(*self.cut(params), anchor=self._blank_anchor(params))
         base, adapters = init(self.peft, params, key)
         trained, frozen = self.cut(base)
         return Start(
@@ -68,6 +72,7 @@ class Trainable:
             quantized(self.peft.settings, self.model, frozen),
             adapters.constants,
             hooks.init_state(self.peft, adapters.trained, self.num_steps),
+            self._blank_anchor(params),
         )
 
     def converter(self) -> Convert | None:
@@ -100,6 +105,8 @@ class Trainable:
             adapters = adapter_axes(self.peft)
             result["params"] = {**result["params"], ADAPTERS: adapters.trained}
             result["constants"] = adapters.constants
+        held = _names(self.held(boxed))
+        result["anchor"] = {"fisher": held, "weights": held} if self.ewc_weight else {}
         return result
 
     def trains(self, path: str) -> bool:
@@ -203,12 +210,42 @@ class Trainable:
     @property
     def penalised(self) -> bool:
         """Whether something is added to the loss."""
-        return self.peft is not None and self.peft.method.regulariser is not None
+        by_method = self.peft is not None and self.peft.method.regulariser is not None
+        return by_method or self.ewc_weight > 0
 
     def penalty(self, params: PyTree, state: TrainState) -> Array:
         """What is added to the mean loss; differentiable in `params`, what is trained."""
-        adapters = Adapters(params[ADAPTERS], state.constants)
-        return hooks.regulariser(self.peft, adapters)
+        own, adapters = parted(params)
+        if adapters is not None:
+            adapters = Adapters(adapters, state.constants)
+        total = jnp.zeros(())
+        if self.peft is not None and self.peft.method.regulariser is not None:
+            total += hooks.regulariser(self.peft, adapters)
+        if self.ewc_weight:
+            if adapters is not None:  # held is the model that they make, not they
+                own = merge(self.peft, joined(own, state.frozen), adapters)
+            total += forgetting.penalty(state.anchor, own, self.ewc_weight)
+        return total
+
+    def held(self, params: PyTree) -> PyTree:
+        """The part of the model's parameters that EWC speaks of; {} where there is none.
+
+        What is trained of them, or all that adapters may change; no head of a new task.
+        """
+        if not self.ewc_weight:
+            return {}
+        trained = params if self.peft is not None else self.cut(params)[0]
+        return {name: tree for name, tree in trained.items() if not re.match(HEADS, f"{name}/")}
+
+    def _blank_anchor(self, params: PyTree) -> PyTree:
+        """Room for what `forgetting.read_anchor` reads."""
+        if not self.ewc_weight:
+            return {}
+
+        def zeros() -> PyTree:
+            return jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), self.held(params))
+
+        return {"fisher": zeros(), "weights": zeros()}
 
     def gradient(self, gradients: PyTree, params: PyTree, constants: PyTree) -> PyTree:
         """The clipped gradients as the method wants the optimizer to have them."""
@@ -252,7 +289,20 @@ def make_trainable(config: Config) -> Trainable:
             for place in unrolled_paths(path, config.model)
         ]
         check_rules(rules, paths)
-    return Trainable(config.model, fitted, rules, config.train.steps)
+    return Trainable(config.model, fitted, rules, config.train.steps, _ewc_weight(config, fitted))
+
+
+def _ewc_weight(config: Config, fitted: Peft | None) -> float:
+    if not config.forgetting.ewc:
+        return 0.0
+    if fitted is not None and (fitted.method.merge is None or config.peft.quantize != "none"):
+        what = f"peft.method={config.peft.method!r}"
+        what = what if fitted.method.merge is None else f"peft.quantize={config.peft.quantize!r}"
+        raise ConfigError(
+            f"forgetting.ewc needs to know how far each weight has moved, which {what} does not "
+            "say; leave forgetting.ewc empty, or use peft.method='lora' on whole weights"
+        )
+    return config.forgetting.ewc_weight
 
 
 def check_rules(rules: tuple[Rule, ...], paths: list[str]) -> None:
