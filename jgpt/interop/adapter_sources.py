@@ -275,9 +275,11 @@ def import_folder(path: Path, base: str, workdir: Path) -> None:
     config, _ = prepare(Config(name=path.resolve().name, init=init), workdir)
     model = dataclasses.replace(found.peft.model, scan_layers="off")
     config = dataclasses.replace(config, model=model, peft=found.peft.settings)
-    tree = {"params": {peft.TRAINED: found.adapters.trained}, peft.CONSTANTS: found.adapters.constants}  # fmt: skip # noqa: E501
     own = {path: np.asarray(leaf, np.float32) for path, leaf in found.own.items()}
-    tree["params"] |= peft.adapters.nested(own)
+    tree = {
+        "params": {peft.TRAINED: found.adapters.trained, **peft.adapters.nested(own)},
+        peft.CONSTANTS: found.adapters.constants,
+    }
     leaves = {
         name: Leaf(_Array(np.asarray(leaf)), np.dtype(leaf.dtype)) for name, leaf in flat(tree)
     }

@@ -89,8 +89,9 @@ def _vector(module: Module, parts: Parts, name: str, s: float | None) -> np.ndar
 
 
 def read_lora(module: Module, tensors: Leaves, s: float) -> dict[str, dict[str, np.ndarray]]:
-    embedding = module.kind == "embedding"
-    names = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A.weight", "lora_B.weight")  # fmt: skip # noqa: E501
+    names = ("lora_A.weight", "lora_B.weight")
+    if module.kind == "embedding":
+        names = ("lora_embedding_A", "lora_embedding_B")
     missing = [name for name in names if name not in tensors]
     if missing:
         raise InteropError(f"{module.name} has no {missing[0]}; fetch the adapters again")

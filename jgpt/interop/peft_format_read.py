@@ -260,7 +260,9 @@ def _own(
         for part, path in enumerate(use.parts):
             ours = use.row.transform.read(array, part, use.shapes, model)
             if ours.shape != use.shapes[part]:
-                raise InteropError(f"{folder.path}: {name} has shape {list(array.shape)}, of another model")  # fmt: skip # noqa: E501
+                raise InteropError(
+                    f"{folder.path}: {name} has shape {list(array.shape)}, of another model"
+                )
             found[path] = np.array(ours)
     return found
 

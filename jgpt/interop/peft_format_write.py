@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from jgpt.config import ModelConfig, PeftConfig
@@ -63,9 +62,11 @@ def write_folder(
         )
     peft, adapters = _plain(peft, adapters, began)
     if serving:
-        peft, adapters = _one_rank(peft, adapters)
+        peft, adapters = compose.as_lora((peft, adapters))
     named = family_of_model(peft.model, family)
     tensors, config = _contents(peft, adapters, named)
+    if serving:
+        tensors, config = _one_rank(tensors, config)
     extra, saved = _saved_modules(own, named, peft.model)
     tensors |= extra
     config |= {
@@ -93,21 +94,20 @@ def _plain(peft: Peft, adapters: Adapters, began: Adapters | None) -> compose.Pa
     return compose.combine([(peft, adapters), (peft, began)], (1.0, -1.0))
 
 
-def _one_rank(peft: Peft, adapters: Adapters) -> compose.Pair:
-    """Plain LoRA whose sites all have the largest rank, rows of zeros filling up."""
-    found = compose.factors(peft, adapters)
-    rank = max(factor.a.shape[-1] for factor in found.values())
+def _one_rank(
+    tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """LoRA whose s is 1 everywhere, with zeros where a module has fewer rows than another."""
+    axes = {name: int("lora_B" in name or name.endswith("_B")) for name in tensors}
+    rank = max(array.shape[axes[name]] for name, array in tensors.items())
 
-    def padded(factor: compose.Factor) -> compose.Factor:
-        missing = rank - factor.a.shape[-1]
-        ends = [(0, 0)] * (factor.a.ndim - 1)
-        return compose.Factor(
-            jnp.pad(factor.a, [*ends, (0, missing)]),
-            jnp.pad(factor.b, [*ends[:-1], (0, missing), (0, 0)]),
-        )
+    def padded(name: str, array: np.ndarray) -> np.ndarray:
+        widths = [(0, 0), (0, 0)]
+        widths[axes[name]] = (0, rank - array.shape[axes[name]])
+        return np.pad(array, widths)
 
-    same = {path: padded(factor) for path, factor in found.items()}
-    return compose.from_factors(peft.model, same, peft.settings.dtype)
+    same = {"r": rank, "lora_alpha": rank, "rank_pattern": {}, "alpha_pattern": {}}
+    return {name: padded(name, array) for name, array in tensors.items()}, {**config, **same}
 
 
 def leaves_by_site(peft: Peft, adapters: Adapters) -> dict[str, dict[str, np.ndarray]]:
@@ -209,7 +209,9 @@ def _lora_fields(
     scales: Mapping[str, float],
 ) -> dict[str, Any]:
     root = settings.scaling == "sqrt_rank"
-    ranks = {n: len(own.get("lora_A.weight", own.get("lora_embedding_A"))) for n, own in tensors.items()}  # fmt: skip # noqa: E501
+    ranks = {}
+    for name, own in tensors.items():
+        ranks[name] = len(own["lora_A.weight" if "lora_A.weight" in own else "lora_embedding_A"])
     alphas = {n: scales[n] * (r**0.5 if root else r) for n, r in ranks.items()}
     alphas = {n: round(a) if abs(a - round(a)) < 1e-5 * a else a for n, a in alphas.items()}
     rank, alpha = commonest(ranks.values()), commonest(alphas.values())

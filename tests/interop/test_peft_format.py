@@ -146,11 +146,12 @@ def test_a_fused_module_read_from_peft_is_written_with_its_own_rank(tmp_path):
 
 
 def test_the_serving_form_is_plain_lora_of_one_rank(tmp_path):
-    model = model_of("llama")
-    for number, settings in enumerate((LORA, CASES["adalora"][1], CASES["vera"][1])):
+    methods = ("llama", LORA), ("phi3", CASES["fused"][1]), CASES["adalora"], CASES["vera"]
+    for number, (family, settings) in enumerate(methods):
+        model = model_of(family)
         pair = pair_of(settings, model)
         path = tmp_path / str(number)
-        config = write_folder(path, *pair, family="llama", serving=True)
+        config = write_folder(path, *pair, family=family, serving=True)
         folder = open_adapters(path)
         assert config["lora_alpha"] == config["r"]
         assert not config["rank_pattern"]
@@ -159,7 +160,7 @@ def test_the_serving_form_is_plain_lora_of_one_rank(tmp_path):
         assert ends == {"A.weight", "B.weight"}
         ranks = {x.shape[0] for name, x in folder.tensors.items() if name.endswith("A.weight")}
         assert ranks == {config["r"]}
-        found, expected = updates(build(read(folder, model, "llama"), model)), updates(pair)
+        found, expected = updates(build(read(folder, model, family), model)), updates(pair)
         assert max(error(found[path], expected[path]) for path in expected) < 1e-5
 
 
