@@ -955,6 +955,22 @@ class Config:
                 f"position table; raise model.max_length ({self.model.max_length})"
             )
         self._check_objective()
+        self._check_drift()
+
+    def _check_drift(self):
+        if not self.forgetting.drift_documents:
+            return
+        if not (self.init.workdir or self.init.hf_folder):
+            raise ConfigError(
+                "forgetting.drift_documents compares a run with the model it begins as: set "
+                "init.workdir or init.hf_folder, or leave it 0"
+            )
+        prompts = self.peft.method in ("prompt_tuning", "p_tuning")
+        if prompts or self.model.encoder_layers or self.model.attention == "bidirectional":
+            raise ConfigError(
+                "forgetting.drift_documents compares next-token predictions place by place, which "
+                "encoders do not make and prompt_tuning and p_tuning shift; set it to 0"
+            )
 
     def _check_objective(self):
         model, name = self.model, self.objective.name

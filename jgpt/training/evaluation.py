@@ -9,10 +9,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from jgpt import sharding
+from jgpt import models, sharding
+from jgpt.data import pipeline
 from jgpt.data.sources import parse_sources
-from jgpt.evals import labels, ngram, perplexity, replies, wellformed
+from jgpt.evals import drift, labels, ngram, perplexity, replies, wellformed
 from jgpt.evals.writing import Sample
+from jgpt.objectives import Apply
+from jgpt.peft.starts import SPLITS
+from jgpt.training import state as train_state
 from jgpt.training.setup import Run
 from jgpt.typing import Batch, PyTree
 
@@ -81,6 +85,43 @@ class Evaluator:
         asked = [q for q in self._questions if q.answer is not None]
         asked = asked[: self._run.config.data.chat.checked]
         return dict(replies.make(self._replier.write, asked)(variables)) if asked else {}
+
+    def drift(self, variables: PyTree) -> dict[str, float]:
+        """How far the model has moved from the one that the run began as, on held-out old text.
+
+        Each process gives its own rows, as in validation.
+        """
+        run, settings = self._run, self._run.config.forgetting
+        if not settings.drift_documents:
+            return {}
+        data = dataclasses.replace(
+            run.config.data,
+            sources=settings.drift_sources,
+            validation_fraction=settings.drift_fraction,
+            validation_documents=settings.drift_documents,
+            packing="best_fit",
+        )
+        share = sharding.row_share(run.mesh)
+        batches = pipeline.validation_batches(
+            pipeline.open_corpus(data), run.tokenizer, data, data.batch_size, *share
+        )
+        before, first = self._origin(variables)
+        sums = drift.make_sums(before, run.apply, run.config.model.final_softcap)
+        compare = partial(jax.jit(sums, out_shardings=sharding.replicated(run.mesh)), first)
+        placed = (sharding.device_batch(run.mesh, batch) for batch in batches)
+        return dict(drift.make(compare, placed, emits_unk=run.tokenizer.emits_unk)(variables))
+
+    def _origin(self, variables: PyTree) -> tuple[Apply, PyTree]:
+        """(apply, variables) of the model that the run began as.
+
+        It is there already where adapters alone are trained; otherwise it is read again.
+        """
+        run, peft = self._run, self._run.config.peft
+        alone = peft.method != "none" and peft.init not in SPLITS and not peft.train_also
+        if alone and not run.config.model.num_labels:
+            rest = {k: v for k, v in variables.items() if k in ("params", "selection_bias")}
+            return partial(models.apply, run.config.model), rest
+        return run.apply, train_state.variables(run.init())
 
     def _validation_batch(self, index: int) -> Batch:
         """On the devices; what the objective hides in it is the same at every validation."""

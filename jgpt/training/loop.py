@@ -371,6 +371,8 @@ class Loop:
         samples = self._write_samples(state, steps, number) if number else []
         with self.clock.part("samples"):
             figures |= self.evaluator.check(train_state.variables(state, use_ema=True))
+        with self.clock.part("drift"):
+            figures |= self.evaluator.drift(train_state.variables(state, use_ema=True))
         with self.clock.part("baselines"):
             figures |= self.evaluator.finish(samples, steps)
         figures |= {
@@ -393,6 +395,7 @@ def closing(figures: dict[str, Any]) -> str:
         "trigram_loss": "Kneser-Ney trigram {:.4f}",
         "unigram_loss": "unigram {:.4f}",
         "validation_bits_per_character": "{:.4f} bits/character",
+        "drift_kl": "moved by {:.4f} nats/token on old text",
         "checked_accuracy": "{:.1%} of questions answered rightly",
         "exchanges_dropped": "{:,} exchanges dropped",
         "prompts_cut": "{:,} prompts cut",

@@ -45,6 +45,7 @@ def page(files: Workdir) -> str:
         _section("Training", _curves(train, windows)),
         _section("Load of the experts", _experts(windows)),
         _section("Baselines", _baselines(validation, final)),
+        _section("Forgetting", _forgetting(final)),
         _section("Samples", _samples(files)),
         _section("Data and tokenizer", _data(facts, final)),
         _section("Checkpoints and time", _checkpoints(files, final)),
@@ -243,6 +244,26 @@ def _baselines(validation: list[dict], final: dict) -> str:
     )
     shown = [(n, f"{loss:.4f}", f"{bits:.4f}" if bits else "–") for n, loss, bits in rows]
     return note + _table(shown, ("", "nats per token", "bits per character"))
+
+
+def _forgetting(final: dict) -> str:
+    if "drift_kl" not in final:
+        return ""
+    rows = [
+        (name, *(f"{final[f'drift_{key}_{when}']:.4f}" for when in ("before", "after")))
+        for key, name in (
+            ("loss", "loss, nats per token"),
+            ("perplexity", "perplexity"),
+            ("bits_per_character", "bits per character"),
+        )
+        if f"drift_{key}_after" in final
+    ]
+    note = (
+        f'<p class="lead">On {final["drift_tokens"]:,.0f} tokens of held-out text that the first '
+        "model knew, the model has moved by KL(before ‖ after) = "
+        f"{final['drift_kl']:.4f} nats per token (at most {final['drift_kl_max']:.2f} at one).</p>"
+    )
+    return note + _table(rows, ("", "before", "after"))
 
 
 def _samples(files: Workdir) -> str:

@@ -1,0 +1,114 @@
+"""Drift: the divergence of a model from the one it began as, and runs that report it."""
+
+import functools
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jgpt.config import ConfigError, from_config_dict
+from jgpt.evals import chunks, drift
+from jgpt.interop.start import prepare
+from jgpt.training import loop
+from tests.training.tiny import settings
+
+ROWS, LENGTH, WIDTH, VOCABULARY = 3, 6, 5, 17
+
+
+def linear(variables, batch, *, output, key=None):
+    assert output == "projection"
+    p = variables["params"]
+    return (p["table"][batch["inputs"]], p["kernel"], p["bias"]), SimpleNamespace()
+
+
+def params(seed):
+    keys = jax.random.split(jax.random.key(seed), 3)
+    shapes = {"table": (VOCABULARY, WIDTH), "kernel": (WIDTH, VOCABULARY), "bias": (VOCABULARY,)}
+    return {"params": {n: jax.random.normal(k, s) for k, (n, s) in zip(keys, shapes.items())}}
+
+
+def batch(seed):
+    rng = np.random.default_rng(seed)
+    return {
+        "inputs": rng.integers(0, VOCABULARY, (ROWS, LENGTH), np.int32),
+        "targets": rng.integers(0, VOCABULARY, (ROWS, LENGTH), np.int32),
+        "loss_weights": rng.choice([0, 0.5, 2], (ROWS, LENGTH)).astype(np.float32),
+        "characters": rng.integers(0, 4, (ROWS, LENGTH), np.int32),
+    }
+
+
+def logps(variables, data, softcap):
+    """[B, S, V] float64."""
+    p = jax.tree.map(lambda x: np.asarray(x, np.float64), variables["params"])
+    x = p["table"][data["inputs"]] @ p["kernel"] + p["bias"]
+    x = softcap * np.tanh(x / softcap) if softcap else x
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+@pytest.mark.parametrize("softcap", [0.0, 2.0])
+def test_sums_are_those_of_the_whole_distributions_however_they_are_cut(softcap, monkeypatch):
+    first, second, data = params(1), params(2), batch(3)
+    p, q = logps(first, data, softcap), logps(second, data, softcap)
+    counted = data["loss_weights"] > 0
+    kl = (np.exp(p) * (p - q)).sum(-1)[counted]
+    own = [np.take_along_axis(x, data["targets"][..., None], -1)[..., 0][counted] for x in (p, q)]
+    monkeypatch.setattr(drift, "by_chunks", functools.partial(chunks.by_chunks, chunk=7))
+    found = drift.make_sums(linear, linear, softcap)(first, second, data)
+    wanted = {
+        "kl": kl.sum(),
+        "kl_max": kl.max(),
+        "nll_before": -own[0].sum(),
+        "nll_after": -own[1].sum(),
+        "weight": counted.sum(),
+        "characters": data["characters"][counted].sum(),
+    }
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-5, err_msg=name)
+    same = drift.make_sums(linear, linear, softcap)(first, first, data)
+    assert same["kl"] == 0 and same["nll_before"] == same["nll_after"]
+    assert found["kl"] > 0
+
+
+def test_no_logits_of_more_tokens_than_a_chunk_are_made():
+    rows, length = 4, 2048
+    data = {name: jnp.zeros((rows, length), jnp.int32) for name in ("inputs", "targets")}
+    data |= {name: jnp.ones((rows, length)) for name in ("loss_weights", "characters")}
+    text = str(jax.make_jaxpr(drift.make_sums(linear, linear))(params(1), params(2), data))
+    assert f"f32[{rows},{chunks.CHUNK // rows},{VOCABULARY}]" in text
+    assert f"f32[{rows},{length},{VOCABULARY}]" not in text
+
+
+QUIET = {
+    "train__eval_every": 0,
+    "train__sample_every": 0,
+    "checkpoint__every": 0,
+    "sample__final_samples": 0,
+    "data__validation_documents": 2,
+}
+
+
+def test_runs_report_how_far_they_have_moved(tmp_path):
+    """All parameters, not moved, and adapters, moved: both know what they began as."""
+
+    def run(name, **changes):
+        values = settings(tmp_path / "cache", **{**QUIET, "train__steps": 1, **changes})
+        config, start = prepare(from_config_dict(values), tmp_path / name)
+        return loop.run(config, tmp_path / name, start)
+
+    run("base")
+    begin = {"init__workdir": str(tmp_path / "base"), "forgetting__drift_documents": 4}
+    still = run("still", **begin, optimizer__learning_rate=0.0)
+    assert abs(still["drift_kl"]) < 1e-7
+    assert still["drift_loss_after"] == pytest.approx(still["drift_loss_before"], rel=1e-6)
+    fast = {"optimizer__learning_rate": 1.0, "train__steps": 2, "peft__method": "lora"}
+    moved = run("moved", **begin, **fast)
+    assert moved["drift_kl"] > 1e-3
+    assert moved["drift_loss_before"] == pytest.approx(still["drift_loss_before"], rel=1e-6)
+    assert "Forgetting" in (tmp_path / "moved" / "report.html").read_text("utf-8")
+
+
+def test_a_run_from_random_weights_has_nothing_to_be_compared_with(tmp_path):
+    with pytest.raises(ConfigError, match=r"set init\.workdir"):
+        from_config_dict(settings(tmp_path, forgetting__drift_documents=4))
