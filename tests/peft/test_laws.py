@@ -13,7 +13,14 @@ import numpy as np
 import pytest
 
 from jgpt import models, peft
-from jgpt.config import BottleneckConfig, ConfigError, ModelConfig, PeftConfig, PromptConfig
+from jgpt.config import (
+    BottleneckConfig,
+    ConfigError,
+    ModelConfig,
+    MoEConfig,
+    PeftConfig,
+    PromptConfig,
+)
 from jgpt.peft.adapters import unrolled
 from jgpt.trees import count, leaves_by_path, map_with_path
 
@@ -255,6 +262,33 @@ def test_decoding_with_an_adapter_per_row_is_each_adapter_s_own_forward_pass(nam
     assert error(alone[0], alone[1]) > 0.01
     for row, which in enumerate(ids):
         assert error(found[row], alone[which][row]) < 1e-5
+
+
+EXPERTS = dataclasses.replace(
+    MODEL,
+    num_layers=1,
+    hidden_size=16,
+    intermediate_size=16,
+    ffn_bias=False,
+    ffn_pattern=("moe",),
+    moe=MoEConfig(num_experts=4, intermediate_size=24),
+)
+
+
+@pytest.mark.parametrize("name", ["pissa", "dora", "adalora"])
+def test_every_expert_has_an_adapter_of_its_own(name):
+    """The model itself at first, and merged what it is bound."""
+    settings = PeftConfig(method=name, targets=("moe/(up|down)$",), rank=2, alpha=3.0)
+    fitted = peft.make_peft(settings, EXPERTS)
+    whole = random_like(models.init(EXPERTS, jax.random.key(0)), 1, 0.1)
+    base, start = peft.init(fitted, whole, jax.random.key(1))
+    apply = peft.bind(fitted, functools.partial(models.apply, EXPERTS))
+    bound = jax.jit(lambda adapters: apply(variables(base, adapters), BATCH)[0])
+    plain = jax.jit(lambda params: models.apply(EXPERTS, {"params": params}, BATCH)[0])
+    assert error(bound(start), plain(whole)) < 1e-5
+    adapters = start._replace(trained=random_like(start.trained, 2, 0.3))
+    assert error(bound(adapters), plain(whole)) > 0.01
+    assert error(bound(adapters), plain(peft.merge(fitted, base, adapters))) < 1e-5
 
 
 # --- which modules, which ranks ------------------------------------------------------------------
