@@ -119,6 +119,7 @@ def write_adalora(module: Module, parts: Parts) -> tuple[Tensors, float]:
     _refuse_fused(module, "AdaLoRA")
     own = parts[module.sites[0]]
     kept = own["lora_e"] != 0
+    kept[0] |= not kept.any()  # peft has no module of rank 0
     b = module.join([own["lora_b"][kept]])
     return {
         "lora_A": own["lora_a"].T[kept],

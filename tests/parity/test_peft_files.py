@@ -107,6 +107,8 @@ def randomly(settings, model, params, seed=0):
     def noise(path, leaf):
         new = leaf + 0.3 * generator.standard_normal(leaf.shape)
         cut = path.endswith("lora_e") * (generator.random(leaf.shape) < 0.4)
+        if path.endswith("layers_0/attention/value/lora_e"):
+            cut = True
         return jnp.asarray(np.where(cut, 0, new), leaf.dtype)
 
     return fitted, adapters._replace(trained=map_with_path(noise, adapters.trained))
