@@ -18,10 +18,19 @@ MODEL_ORDER = (
     ("objectives", "evals"),
     ("training",),
     ("planning",),
-    ("apps", "interop", "plan", "main", "generate", "convert", "adapters", "fisher"),
+    ("apps", "interop", "plan", "main", "generate", "convert", "adapters", "fisher", "class_texts"),
 )
 TEXT_ORDER = (("typing", "config"), ("tokenizers",), ("data",))
-COMMANDS = {"main", "generate", "convert", "adapters", "fisher", "plan", "tokenizers.__main__"}
+COMMANDS = {
+    "main",
+    "generate",
+    "convert",
+    "adapters",
+    "fisher",
+    "class_texts",
+    "plan",
+    "tokenizers.__main__",
+}
 HOST_PATH = ("tokenizers", "data")
 
 

@@ -63,6 +63,28 @@ class DocumentEncoder:
         return found
 
 
+class ClassTextEncoder(DocumentEncoder):
+    """Documents that a model wrote before it was fine-tuned, to keep what it knew of their class.
+
+    Prior preservation (Ruiz et al. 2023): their targets weigh lambda (`data.class_weight`) in the
+    loss, those of the instances, all other sources, 1. The sums are exact: what is added up is
+    I + lambda C, the sums over instances and class texts of a batch, its microbatches and devices.
+    What is minimised is a mean, and lambda counts in its divisor too: (I + lambda C) /
+    (n_I + lambda n_C), with n_I and n_C targets. Of a batch with as many of either that is
+    (i + lambda c) / (1 + lambda), i and c being the two mean losses: the sum i + lambda c of that
+    paper at another learning rate. How many targets there are of each is said by the weights in
+    `data.sources`. In validation every target counts once.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, config: DataConfig):
+        super().__init__(tokenizer, config)
+        self._weight = config.class_weight
+
+    def __call__(self, texts: Sequence[str]) -> list[Encoded]:
+        found = super().__call__(texts)
+        return [x._replace(segment=x.segment._replace(weight=self._weight)) for x in found]
+
+
 class ChatEncoder:
     """Conversations through `data.chat.template`, each whole in a row, replies learned from.
 
@@ -231,6 +253,7 @@ def _same(text: str) -> str:
 
 ITEMS: dict[str, Items] = {
     "text": Items(_same, _same, DocumentEncoder),
+    "class_texts": Items(_same, _same, ClassTextEncoder),
     "chat": Items(conversations.asked, conversations.readable, ChatEncoder),
     "labels": Items(labels.asked, labels.asked, LabelEncoder),
 }

@@ -24,12 +24,14 @@ class Segment(NamedTuple):
         characters: code points of the text that these positions account for.
         learned: [n] bool, the targets that count; None for all.
         label: of the whole segment; None where it has none.
+        weight: of the loss of each target that counts.
     """
 
     tokens: np.ndarray
     characters: int
     learned: np.ndarray | None = None
     label: float | None = None
+    weight: float = 1.0
 
     @property
     def size(self) -> int:
@@ -41,7 +43,7 @@ class Segment(NamedTuple):
         size = self.size
         share = self.characters * end // size - self.characters * start // size
         learned = None if self.learned is None else self.learned[start:end]
-        return Segment(self.tokens[start : end + 1], share, learned, self.label)
+        return Segment(self.tokens[start : end + 1], share, learned, self.label, self.weight)
 
 
 Row = list[Segment]
@@ -206,6 +208,8 @@ def encode_rows(rows: Sequence[Row]) -> dict[str, Any]:
         state["learned"] = _packed(np.packbits(np.concatenate(masks)))
     if any(segment.label is not None for segment in segments):
         state["labels"] = [segment.label for segment in segments]
+    if any(segment.weight != 1 for segment in segments):
+        state["weights"] = [segment.weight for segment in segments]
     return state
 
 
@@ -233,6 +237,8 @@ def decode_rows(state: dict[str, Any]) -> list[Row]:
         found = [s._replace(learned=mask) for s, mask in zip(found, masks, strict=True)]
     if "labels" in state:
         found = [s._replace(label=label) for s, label in zip(found, state["labels"], strict=True)]
+    if "weights" in state:
+        found = [s._replace(weight=w) for s, w in zip(found, state["weights"], strict=True)]
     segments = iter(found)
     return [[next(segments) for _ in range(count)] for count in state["segments"]]
 

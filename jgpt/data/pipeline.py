@@ -256,8 +256,8 @@ def validation_batches(
     """Batches [batch_size / process_count, S] with every validation document exactly once.
 
     Documents are fitted in whole (best fit over all rows; one a row with packing `none`),
-    whatever the training packing; the last batch is filled up with rows of weight 0. Empty
-    without validation.
+    whatever the training packing, every target of weight 1; the last batch is filled up with rows
+    of weight 0. Empty without validation.
 
     Raises:
         ConfigError: `batch_size` is no multiple of `process_count`.
@@ -269,6 +269,7 @@ def validation_batches(
         )
     items = corpus.validation_items
     length = config.sequence_length
+    config = dataclasses.replace(config, class_weight=1.0)
     packer = NonePacker(length) if config.packing == "none" else BestFitPacker(length, len(items))
     for s, encode in enumerate(make_encoders(corpus, tokenizer, config)):
         for encoded in encode([text for source, text in items if source == s]):

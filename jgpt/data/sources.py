@@ -25,11 +25,12 @@ from jgpt.data.records import (
     read_text,
 )
 
-FILE_KINDS = ("text", "jsonl", "parquet", "array_record", "chat", "labels")
+FILE_KINDS = ("text", "jsonl", "parquet", "array_record", "chat", "labels", "class_texts")
 KINDS = ("microworld", "microworld_chat", "microworld_labels", *FILE_KINDS, "huggingface")
 ITEM_KINDS = {
     "chat": "chat",
     "microworld_chat": "chat",
+    "class_texts": "class_texts",
     "labels": "labels",
     "microworld_labels": "labels",
 }
@@ -68,7 +69,7 @@ class SourceSpec:
 
     @property
     def items(self) -> str:
-        """`text`, `chat` or `labels`."""
+        """`text`, `chat`, `labels` or `class_texts`."""
         return ITEM_KINDS.get(self.kind, "text")
 
 
@@ -117,7 +118,7 @@ def _split_weight(text: str) -> tuple[str, float]:
 
 
 def item_kinds(text: str) -> set[str]:
-    """What the sources of `data.sources` hold (`text`, `chat`, `labels`), without opening them."""
+    """What the sources of `data.sources` hold (as `SourceSpec.items`), without opening them."""
     kinds = {part.strip().partition(":")[0].partition("@")[0] for part in text.split(",")}
     return {ITEM_KINDS.get(kind, "text") for kind in kinds}
 
@@ -192,6 +193,7 @@ def read_documents(spec: SourceSpec, config: DataConfig, bad: BadRecords) -> Ite
     readers: dict[str, Callable[..., Iterator[Document]]] = {
         "text": functools.partial(read_text, unit=config.text_documents),
         "jsonl": functools.partial(read_jsonl, text_field=field),
+        "class_texts": functools.partial(read_jsonl, text_field="text"),
         "parquet": functools.partial(read_parquet, text_field=field),
         "array_record": functools.partial(read_array_record, text_field=field),
         "chat": functools.partial(read_conversations, clean=record_cleaning(config.cleaning)),

@@ -32,9 +32,10 @@ def rows_to_arrays(
 
     Returns:
         Arrays [len(rows), length]: `inputs`, `targets` (int32, `pad_id` in padding), `loss_weights`
-        (float32, 1 on every target that counts, 0 in padding), `positions` (int32, from 0 in each
-        segment), `segment_ids` (int32, 1, 2, ... in each row, 0 in padding), `characters` (int32,
-        code points of a segment at its last target that counts, 0 elsewhere), and with
+        (float32, the segment's weight, mostly 1, on every target that counts, 0 in padding),
+        `positions` (int32, from 0 in each segment), `segment_ids` (int32, 1, 2, ... in each row, 0
+        in padding), `characters` (int32, code points of a segment at its last target that counts,
+        0 elsewhere), and with
         `label_dtype` `labels` [len(rows)], which is -1 or NaN for an empty row.
     """
     shape = (len(rows), length)
@@ -53,7 +54,8 @@ def rows_to_arrays(
             targets[r, start:end] = np.where(segment.tokens[1:] < 0, pad_id, segment.tokens[1:])
             positions[r, start:end] = counting[: segment.size]
             segment_ids[r, start:end] = number
-            loss_weights[r, start:end] = 1 if segment.learned is None else segment.learned
+            learned = 1 if segment.learned is None else segment.learned
+            loss_weights[r, start:end] = learned * np.float32(segment.weight)
             counted = np.flatnonzero(loss_weights[r, start:end])
             if counted.size:
                 characters[r, start + counted[-1]] = segment.characters

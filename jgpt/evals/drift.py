@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jgpt.evals.chunks import by_chunks, logits_of
-from jgpt.objectives import Apply
 from jgpt.typing import Array, Batch, PyTree
 
 
-def make_sums(before: Apply, after: Apply, softcap: float = 0.0) -> Callable[..., dict[str, Array]]:
+def make_sums(
+    before: Callable[..., Any], after: Callable[..., Any], softcap: float = 0.0
+) -> Callable[..., dict[str, Array]]:
     """`sums(variables before, variables after, batch) -> sums`, pure; jit it.
 
     Float32 sums over the targets of `loss_weights` above 0: `kl`, `nll_before` and `nll_after` in
