@@ -118,8 +118,8 @@ class Generator:
         left = min(self.config.max_new_tokens, self._max_length - int(lengths.max()))
         if left < 1:
             raise ValueError(
-                f"a prompt of {lengths.max()} tokens, virtual ones included, leaves no room in the "
-                f"{self._max_length} that model.max_length allows; shorten it"
+                f"a prompt of {lengths.max()} tokens, virtual ones included, leaves no room in "
+                f"model.max_length ({self._max_length} without a learned prefix); shorten it"
             )
         slots = min(_round_up(int(lengths.max()) + left, CACHE_MULTIPLE), self._max_length)
         state = self._start(variables, prompts, lengths, key, slots)
