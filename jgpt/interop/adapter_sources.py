@@ -272,9 +272,10 @@ def import_folder(path: Path, base: str, workdir: Path) -> None:
     named = base or peft_format_read.open_adapters(path).config["base_model_name_or_path"]
     place = expand(named).absolute()
     init = InitConfig(workdir=str(place)) if is_run(place) else InitConfig(hf_folder=str(place))
-    config, _ = prepare(Config(name=path.resolve().name, init=init), workdir)
+    asked = Config(name=path.resolve().name, init=init, peft=found.peft.settings)
+    config, _ = prepare(asked, workdir)
     model = dataclasses.replace(found.peft.model, scan_layers="off")
-    config = dataclasses.replace(config, model=model, peft=found.peft.settings)
+    config = dataclasses.replace(config, model=model)
     own = {path: np.asarray(leaf, np.float32) for path, leaf in found.own.items()}
     tree = {
         "params": {peft.TRAINED: found.adapters.trained, **peft.adapters.nested(own)},
@@ -286,7 +287,10 @@ def import_folder(path: Path, base: str, workdir: Path) -> None:
     tokenizer = (
         tokenizers.load(Workdir(place).tokenizer) if is_run(place) else open_tokenizer(place)
     )
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     with complete_or_nothing(workdir) as partial:
+        _, start = prepare(asked, partial)  # which notes the fingerprint of the base there
+        start(model, jax.tree.map(lambda _: here, models.abstract_params(model)), here)
         fingerprint = "" if tokenizer is None else tokenizer.fingerprint
         nested = peft.adapters.nested(leaves)
         write_checkpoint(partial / "checkpoints" / "0", nested, config, fingerprint)

@@ -23,7 +23,7 @@ from jgpt.interop.parity import on_one_device
 from jgpt.interop.peft_format import CONFIG_FILE, WEIGHTS_FILE
 from jgpt.interop.peft_format_read import build, open_adapters, read
 from jgpt.interop.peft_format_write import write_folder
-from jgpt.interop.start import begin, prepare
+from jgpt.interop.start import prepare
 from jgpt.interop.tensor_files import Shape, write_file
 from jgpt.peft import compose
 from jgpt.peft.adapters import flat
@@ -365,12 +365,6 @@ def test_another_model_in_the_place_of_the_base_is_noticed(base, tmp_path):
     write_folder(tmp_path / "a", *pair_of(LORA, model), base=str(base), family="llama")
     run = tmp_path / "run"
     assert command.main(["import", f"--adapters={tmp_path / 'a'}", f"--workdir={run}"]) == 0
-    config = Config(init=InitConfig(hf_folder=str(base)), peft=LORA)
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    config, start = begin(config, tmp_path / "fresh")
-    places = jax.tree.map(lambda _: here, models.abstract_params(config.model))
-    start(config.model, places, here)  # a run begins, and keeps what it begins with
-    (tmp_path / "fresh" / fingerprint.FILE).rename(run / fingerprint.FILE)
     adapted.open_run(run)
     weights = tiny_folders.weights(tiny_folders.model("llama"), seed=1)
     for file in base.iterdir():
