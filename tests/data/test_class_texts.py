@@ -108,6 +108,7 @@ def test_weights_survive_being_cut_and_saved():
     assert [part.weight for row in back for part in row] == [0.3, 1.0]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_texts_and_only_whole_ones(mixture, tmp_path):
     config, tokenizer, _ = mixture
     size = dataclasses.replace(config.model, num_layers=1, vocab_size=tokenizer.vocab_size)

@@ -99,6 +99,7 @@ def test_targets_that_are_drawn_do_not_depend_on_how_many_are_drawn_at_a_time(mo
     np.testing.assert_array_equal(whole, draw(jax.random.key(1)))
 
 
+@pytest.mark.slow
 def test_a_mesh_and_scanned_layers_change_nothing_of_the_information():
     data, model = batch(), config_of(DENSE).model
     data = {name: x[:4] for name, x in data.items()}
@@ -176,7 +177,9 @@ def held_config(folder, changes):
     return dataclasses.replace(config, **sections)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=pytest.mark.slow if "top" in c else ()) for c in CASES]
+)
 def test_a_step_is_held_to_the_anchor_whatever_it_trains(written, case):
     folder, params, information = written
     sizes, changes = CASES[case]
