@@ -152,14 +152,12 @@ class Trainable:
 
         An array [layers, 1, ...] where layers of a stack differ.
         """
-        scales = models.learning_rate_scales(self.model, params)
-        own, _ = parted(params)
-        factors = self._per_layer(own, lambda rule: rule.rate)
-        result = jax.tree.map(lambda a, b: a * b, {k: scales[k] for k in own}, factors)
-        if ADAPTERS in params:
+        own, adapters = parted(params)
+        result = self._per_layer(own, lambda rule: rule.rate)
+        if adapters is not None:
             result[ADAPTERS] = map_with_path(
                 lambda path, _: self.peft.method.rates(path.rsplit("/", 1)[-1], self.peft.settings),
-                params[ADAPTERS],
+                adapters,
             )
         return result
 
