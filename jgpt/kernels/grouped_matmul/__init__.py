@@ -46,6 +46,9 @@ class Backend(NamedTuple):
     """The same -> h, and gate and up [N,F] in x's dtype for the next."""
     gated_backward: Callable[..., tuple[Array, Array, Array]] | None = None
     """x, w_gate, w_up, sizes, gate, up, dh, activation -> dx, dw_gate, dw_up in their dtypes."""
+    fuses: Callable[[Array, Array], bool] | None = None
+    """x, w -> whether the three above can; where not, the gated product is put together. None for
+    always."""
 
 
 def _backend(module) -> Backend:
@@ -174,25 +177,33 @@ def _matmul_backward(backend, saved, dy):
 _matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
+def _for_gated(backend: str, x: Array, w: Array) -> Backend:
+    """The backend, without its fused forms where they cannot run."""
+    run = BACKENDS[backend]
+    if run.fuses is None or run.fuses(x, w):
+        return run
+    return run._replace(gated=None, gated_forward=None, gated_backward=None)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _gated(
     x: Array, w_gate: Array, w_up: Array, group_sizes: Array, activation: str, backend: str
 ) -> Array:
-    run = BACKENDS[backend]
+    run = _for_gated(backend, x, w_gate)
     if run.gated is None:
         return gated.forward(run.matmul, x, w_gate, w_up, group_sizes, activation)[0]
     return run.gated(x, w_gate, w_up, group_sizes, activation)
 
 
 def _gated_forward(x, w_gate, w_up, group_sizes, activation, backend):
-    run = BACKENDS[backend]
+    run = _for_gated(backend, x, w_gate)
     forward = run.gated_forward or functools.partial(gated.forward, run.matmul)
     h, gate, up = forward(x, w_gate, w_up, group_sizes, activation)
     return h, (x, w_gate, w_up, group_sizes, gate, up)
 
 
 def _gated_backward(activation, backend, saved, dh):
-    run = BACKENDS[backend]
+    run = _for_gated(backend, *saved[:2])
     backward = run.gated_backward or functools.partial(
         gated.backward, run.input_gradient, run.weight_gradient
     )

@@ -44,13 +44,28 @@ def supports(platform: str, x: Array, w: Array) -> str:
     rows = x.shape[0] // math.prod(axes.values())
     (_, inner, columns), size, chip = w.shape, x.dtype.itemsize, _chip()
     found = (
-        rows_sizes(chip, rows, inner, columns, size, matrices=2, results=3),
-        rows_sizes(chip, rows, columns, inner, size, matrices=2, row_arrays=3, prepared=2),
-        weights_sizes(chip, rows, inner, columns, size, 4, 2),
+        rows_sizes(chip, rows, inner, columns, size),
+        rows_sizes(chip, rows, columns, inner, size, transposed=True),
+        weights_sizes(chip, rows, inner, columns, size, 4, 1),
     )
     if None in found:
         return f"matrices of {inner} x {columns} do not fit on the chip, cut along multiples of 128"
     return ""
+
+
+def fuses(x: Array, w: Array) -> bool:
+    """Whether both matrices of the gated product fit, with all that its passes hold beside them."""
+    axes, _ = _axes(x.shape[0])
+    rows = x.shape[0] // math.prod(axes.values())
+    (_, inner, columns), size, chip = w.shape, x.dtype.itemsize, _chip()
+    found = (
+        rows_sizes(chip, rows, inner, columns, size, matrices=2, results=3),
+        rows_sizes(
+            chip, rows, columns, inner, size, matrices=2, row_arrays=3, prepared=2, transposed=True
+        ),
+        weights_sizes(chip, rows, inner, columns, size, 4, 2),
+    )
+    return None not in found
 
 
 def _chip() -> Chip:
@@ -132,7 +147,9 @@ def _rows_times_weights(
     columns = w.shape[1 if transposed else 2]
 
     def run(rows: list[Array], matrices: list[Array], group_sizes: Array):
-        sizes = rows_sizes(chip, *rows[0].shape, columns, rows[0].dtype.itemsize)
+        sizes = rows_sizes(
+            chip, *rows[0].shape, columns, rows[0].dtype.itemsize, transposed=transposed
+        )
         found = rows_times_matrices(
             name,
             sizes,
@@ -284,6 +301,7 @@ def gated_backward(
             matrices=2,
             row_arrays=3,
             prepared=2,
+            transposed=True,
         )
         return rows_times_matrices(
             "grouped_gated_input_gradient",

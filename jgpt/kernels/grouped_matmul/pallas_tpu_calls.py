@@ -45,13 +45,11 @@ class Chip(NamedTuple):
     """Parts of the result's columns at least; cores that share a program each take some."""
     vmem_bytes: int
     """What a kernel may use of the on-chip memory."""
-    room: float = 0.8
-    """Of that, for what is counted here; the rest is the compiler's."""
 
 
 CHIPS = {
     "TPU v5 lite": Chip(512, 256, 1024, 512, 512, 1, 100 * MIB),
-    "TPU v5": Chip(512, 256, 1024, 512, 512, 2, 56 * MIB, 0.7),
+    "TPU v5": Chip(512, 256, 1024, 512, 512, 2, 56 * MIB),
     "TPU v6 lite": Chip(512, 256, 1024, 512, 512, 1, 100 * MIB),
 }
 """By device kind; sizes are limits, smaller problems have smaller ones."""
@@ -79,6 +77,10 @@ class WeightsSizes(NamedTuple):
     piece: int
 
 
+ROOM = 0.8
+"""Of a kernel's memory, for what is counted here."""
+
+
 def _up(size: int, step: int) -> int:
     return -(-size // step) * step
 
@@ -99,6 +101,7 @@ def rows_sizes(
     results: int = 1,
     row_arrays: int = 1,
     prepared: int = 0,
+    transposed: bool = False,
 ) -> RowsSizes | None:
     """The largest that fit into the chip's memory; None where even the smallest do not.
 
@@ -112,6 +115,7 @@ def rows_sizes(
         results: of the size of a tile's result.
         row_arrays: of a tile's rows fetched.
         prepared: of a tile's rows made of them.
+        transposed: whether the matrices lie the other way round, and pieces of them are turned.
     """
     inner = _up(inner, LANES)
     for tile in _row_tiles(num_rows, chip):
@@ -123,7 +127,8 @@ def rows_sizes(
             held = (2 * row_arrays + prepared) * tile * inner + 2 * results * tile * wide
             held = (held + 2 * matrices * inner * wide) * itemsize
             sums = 2 * matrices * tile * _up(piece, LANES) * 4
-            if held + sums <= chip.room * chip.vmem_bytes:
+            sums += transposed * inner * _up(piece, LANES) * itemsize
+            if held + sums <= ROOM * chip.vmem_bytes:
                 return RowsSizes(tile, min(chip.some, tile), chunk, piece, chip.arrival)
             if columns % LANES or chunk <= LANES:
                 break
@@ -155,7 +160,7 @@ def weights_sizes(
             held = wide[0] * wide[1] * (4 + out_itemsize) * rights
             held += 2 * tile * (wide[0] + rights * wide[1]) * itemsize
             held += 2 * rights * piece * wide[1] * 4
-            if held <= chip.room * chip.vmem_bytes:
+            if held <= ROOM * chip.vmem_bytes:
                 return WeightsSizes(tile, min(chip.some, tile), *sizes, piece)
             can = [n % LANES == 0 and size > LANES for n, size in zip((left, right), sizes)]
             if not any(can):
