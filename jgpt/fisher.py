@@ -25,9 +25,9 @@ from jgpt.interop.start import prepare
 from jgpt.interop.workdirs import open_saved
 from jgpt.malloc import keep_freed_buffers
 from jgpt.tokenizers import load
+from jgpt.training.assembly import placed
 from jgpt.training.fisher import TARGETS, UNITS, estimate
 from jgpt.training.forgetting import FOLDER, write_anchor
-from jgpt.training.setup import placed
 from jgpt.training.state_files import CheckpointError
 from jgpt.training.workdir import Workdir
 from jgpt.typing import PyTree

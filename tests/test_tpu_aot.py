@@ -18,7 +18,7 @@ import jax, jax.numpy as jnp
 from jax.experimental import topologies
 from jgpt import sharding
 from jgpt.config import from_config_dict
-from jgpt.training.setup import make_steps, placed
+from jgpt.training.assembly import make_steps, placed
 
 case = json.loads(sys.argv[1])
 config = from_config_dict(case["config"])

@@ -19,8 +19,8 @@ from jgpt.config import Config, ConfigError
 from jgpt.interop.start import begin
 from jgpt.interop.workdirs import Saved, unrolled_reader
 from jgpt.peft.quantization import is_quantized, restored
+from jgpt.training.assembly import unchanged
 from jgpt.training.checkpoints import RestoredVariables, restore_params
-from jgpt.training.setup import unchanged
 from jgpt.training.state import ADAPTERS, Start, joined, parted
 from jgpt.training.trainable import Trainable, make_trainable
 from jgpt.trees import leaves_by_path

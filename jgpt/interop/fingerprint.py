@@ -18,8 +18,8 @@ from jax import lax
 
 from jgpt.config import ConfigError, ModelConfig
 from jgpt.peft.quantization import Convert
+from jgpt.training.assembly import Start, unchanged
 from jgpt.training.checkpoints import steps
-from jgpt.training.setup import Start, unchanged
 from jgpt.training.trainable import unrolled_paths
 from jgpt.training.workdir import read_json, write_json
 from jgpt.trees import leaves_by_path

@@ -23,7 +23,7 @@ from jgpt.interop.workdirs import ORIGIN, Saved, keep_origin, open_saved
 from jgpt.models.layout import is_scanned
 from jgpt.peft.adapters import nested
 from jgpt.peft.quantization import Convert
-from jgpt.training.setup import Start, unchanged
+from jgpt.training.assembly import Start, unchanged
 from jgpt.training.state import joined
 from jgpt.training.state_files import read_arrays
 from jgpt.training.workdir import Workdir

@@ -14,7 +14,7 @@ from jgpt.interop.peft_format_read import Read, build, open_adapters, read
 from jgpt.interop.workdirs import ORIGIN
 from jgpt.peft import CONSTANTS, TRAINED
 from jgpt.peft.quantization import Convert
-from jgpt.training.setup import Start, unchanged
+from jgpt.training.assembly import Start, unchanged
 from jgpt.training.trainable import unrolled_paths
 from jgpt.trees import map_with_path
 from jgpt.typing import Array, PyTree

@@ -24,8 +24,8 @@ from jgpt.objectives import make_objective
 from jgpt.planning.activations import saved_bytes
 from jgpt.planning.counts import count
 from jgpt.planning.hlo import parse
+from jgpt.training.assembly import make_steps, placed
 from jgpt.training.offload import HOST
-from jgpt.training.setup import make_steps, placed
 from jgpt.training.state import TrainState
 from jgpt.typing import Batch, PyTree
 

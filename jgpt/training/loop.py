@@ -25,10 +25,11 @@ from jgpt.config import Config
 from jgpt.data import pipeline
 from jgpt.training import report
 from jgpt.training import state as train_state
+from jgpt.training.assembly import Start, placed
 from jgpt.training.evaluation import Evaluator
 from jgpt.training.metrics import Clock, JsonLines, TensorBoard, expert_load
 from jgpt.training.progress import Display
-from jgpt.training.setup import Run, Start, placed, set_up
+from jgpt.training.setup import Run, set_up
 from jgpt.training.signals import Stopped, StopRequest
 from jgpt.training.state import TrainState
 from jgpt.training.workdir import Workdir, write_json

@@ -19,7 +19,7 @@ from jgpt.peft.quantization import (
     quantized_axes,
     restored,
 )
-from jgpt.training.setup import placed
+from jgpt.training.assembly import placed
 from jgpt.training.trainable import Trainable
 from jgpt.trees import leaves_by_path, map_with_path, size_in_bytes
 

@@ -22,7 +22,7 @@ from jgpt.planning.programs import compile_step as compile_for
 from jgpt.planning.step import PlanError, decided, make_plan, one_slice
 from jgpt.planning.topologies import parse_topology
 from jgpt.tokenizers import build
-from jgpt.training.setup import make_steps
+from jgpt.training.assembly import make_steps
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 MODEL = {

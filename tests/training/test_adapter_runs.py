@@ -12,7 +12,7 @@ from jgpt.config import ConfigError, MeshConfig, from_config_dict
 from jgpt.interop.start import prepare
 from jgpt.sharding import device_batch, make_mesh
 from jgpt.training import loop
-from jgpt.training.setup import make_steps, placed
+from jgpt.training.assembly import make_steps, placed
 from jgpt.training.state import variables
 from jgpt.training.state_files import saved_arrays
 from jgpt.training.trainable import make_trainable

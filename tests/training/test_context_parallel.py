@@ -12,7 +12,8 @@ from jgpt import models, sharding
 from jgpt.config import ConfigError, MeshConfig, from_config_dict
 from jgpt.models import order
 from jgpt.objectives import make_objective
-from jgpt.training.setup import placed, set_up
+from jgpt.training.assembly import placed
+from jgpt.training.setup import set_up
 from jgpt.training.workdir import Workdir
 
 ROWS, LENGTH, VOCABULARY = 4, 32, 64

@@ -15,7 +15,7 @@ from jgpt.evals import chunks
 from jgpt.peft import Adapters, merge
 from jgpt.sharding import batch_parts, device_batch, make_mesh, shardings
 from jgpt.training import fisher, forgetting
-from jgpt.training.setup import make_steps, placed
+from jgpt.training.assembly import make_steps, placed
 from jgpt.training.state import assembled
 from jgpt.training.trainable import make_trainable
 from jgpt.trees import leaves_by_path

@@ -10,7 +10,7 @@ import pytest
 
 from jgpt import models, sharding
 from jgpt.config import Config, ConfigError, TrainConfig, from_config_dict
-from jgpt.training.setup import placed
+from jgpt.training.assembly import placed
 from jgpt.training.step import accumulate, in_gradient_dtype
 from jgpt.trees import leaves_by_path
 from tests.training.toy_model import relative_error
