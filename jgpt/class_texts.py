@@ -5,17 +5,18 @@ training as a source `class_texts:FILE` (prior preservation, docs/forgetting.md)
 gives the same texts. One that the limit of tokens cuts off is left out: its end would be learned.
 """
 
+import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-from absl import app, flags, logging
+from absl import logging
 
-from jgpt.command_line import refuse
+from jgpt.command_line import positive, refuse
 from jgpt.config import ConfigError, SampleConfig
 from jgpt.evals.writing import make_generator
 from jgpt.inference.generate import pad_prompts
@@ -24,14 +25,6 @@ from jgpt.malloc import keep_freed_buffers
 from jgpt.tokenizers import Tokenizer, load
 from jgpt.training.state_files import CheckpointError
 from jgpt.training.workdir import Workdir, write_text
-
-WORKDIR = flags.DEFINE_string("workdir", None, "folder of a run of jgpt.main", required=True)
-FILE = flags.DEFINE_string("file", "", "JSONL to write; WORKDIR/class_texts.jsonl by default")
-NUMBER = flags.DEFINE_integer("number", 200, "texts", lower_bound=1)
-PROMPTS = flags.DEFINE_multi_string("prompt", [], "what texts of the class begin with, in turn")
-LONGEST = flags.DEFINE_integer("max_new_tokens", 256, "of a text, at most", lower_bound=1)
-TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "1 for the model's own distribution")
-SEED = flags.DEFINE_integer("seed", 0, "of sampling")
 
 FILE_NAME = "class_texts.jsonl"
 ROWS = 32
@@ -90,22 +83,39 @@ def write(workdir: Path, file: Path, sample: SampleConfig, number: int) -> int:
     return len(records)
 
 
-def main(_: Sequence[str]) -> int:
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m jgpt.class_texts", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--workdir", type=Path, required=True, help="folder of a run of jgpt.main")
+    parser.add_argument("--file", type=Path, help=f"to write; WORKDIR/{FILE_NAME} by default")
+    parser.add_argument("--number", type=positive, default=200, help="texts")
+    parser.add_argument(
+        "--prompt", action="append", help="what texts of the class begin with, in turn"
+    )
+    parser.add_argument("--max_new_tokens", type=positive, default=256, help="of a text, at most")
+    parser.add_argument(
+        "--temperature", type=float, default=1.0, help="1 for the model's own distribution"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of sampling")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    logging.set_verbosity(logging.WARNING)
     if jax.default_backend() == "cpu":
         keep_freed_buffers()
-    workdir = Path(WORKDIR.value)
-    file = Path(FILE.value) if FILE.value else workdir / FILE_NAME
+    file = options.file or options.workdir / FILE_NAME
     try:
         sample = dataclasses.replace(
             SampleConfig(top_p=1.0),
-            prompts=tuple(PROMPTS.value) or ("",),
-            max_new_tokens=LONGEST.value,
-            temperature=TEMPERATURE.value,
-            seed=SEED.value,
+            prompts=tuple(options.prompt or ("",)),
+            max_new_tokens=options.max_new_tokens,
+            temperature=options.temperature,
+            seed=options.seed,
         )
-        count = write(workdir, file, sample, NUMBER.value)
+        count = write(options.workdir, file, sample, options.number)
     except (ConfigError, CheckpointError, ValueError) as error:
         return refuse(error)
     print(f"{file}: {count:,} texts")
@@ -113,4 +123,4 @@ def main(_: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(app.run(main))
+    sys.exit(main())

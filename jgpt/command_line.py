@@ -1,5 +1,6 @@
-"""What the commands that take `--config` share: the flag, its overrides, errors in one line."""
+"""What commands share: the flag `--config` and its overrides, errors in one line, option types."""
 
+import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -31,3 +32,11 @@ def refuse(error: Exception) -> int:
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     print(f"error: {' '.join(text.split())}", file=sys.stderr)
     return 2
+
+
+def positive(text: str) -> int:
+    """An option's value as an integer above 0."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value

@@ -5,19 +5,19 @@ its newest checkpoint, and writes both into `WORKDIR/fisher`. A later run is hel
 `--config.forgetting.ewc=WORKDIR` (docs/forgetting.md).
 """
 
+import argparse
 import dataclasses
 import itertools
 import sys
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-from absl import app, flags, logging
+from absl import logging
 
 from jgpt import models, sharding
-from jgpt.command_line import refuse
+from jgpt.command_line import positive, refuse
 from jgpt.config import Config, ConfigError, MeshConfig, to_dict
 from jgpt.data import pipeline
 from jgpt.data.records import DataError
@@ -31,16 +31,6 @@ from jgpt.training.forgetting import FOLDER, write_anchor
 from jgpt.training.state_files import CheckpointError
 from jgpt.training.workdir import Workdir
 from jgpt.typing import PyTree
-
-WORKDIR = flags.DEFINE_string("workdir", None, "folder of a run of jgpt.main", required=True)
-BATCHES = flags.DEFINE_integer("batches", 64, "of the run's training data", lower_bound=1)
-TARGETS_OF = flags.DEFINE_enum(
-    "targets", "sampled", TARGETS, "drawn from the model, or of the data (the empirical Fisher)"
-)
-UNIT = flags.DEFINE_enum("unit", "token", UNITS, "what one example is")
-SEED = flags.DEFINE_integer("seed", 0, "of the sampled targets")
-SOURCES = flags.DEFINE_string("sources", "", "old data, as data.sources; '' for the run's own")
-OUTPUT = flags.DEFINE_string("output", "", "folder to write; WORKDIR/fisher by default")
 
 
 def old_run(workdir: Path, sources: str = "") -> Config:
@@ -110,17 +100,37 @@ def _multiple(rows: int, parts: int) -> int:
     return -(-rows // parts) * parts
 
 
-def main(_: Sequence[str]) -> int:
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m jgpt.fisher", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--workdir", type=Path, required=True, help="folder of a run of jgpt.main")
+    parser.add_argument("--batches", type=positive, default=64, help="of the run's training data")
+    parser.add_argument(
+        "--targets",
+        choices=TARGETS,
+        default="sampled",
+        help="drawn from the model, or of the data (the empirical Fisher)",
+    )
+    parser.add_argument("--unit", choices=UNITS, default="token", help="what one example is")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampled targets")
+    parser.add_argument(
+        "--sources", default="", help="old data, as data.sources; the run's own by default"
+    )
+    parser.add_argument("--output", type=Path, help=f"folder; WORKDIR/{FOLDER} by default")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    logging.set_verbosity(logging.WARNING)
     if jax.default_backend() == "cpu":
         keep_freed_buffers()
-    workdir = Path(WORKDIR.value)
-    folder = Path(OUTPUT.value) if OUTPUT.value else workdir / FOLDER
-    how = {"targets": TARGETS_OF.value, "unit": UNIT.value, "seed": SEED.value}
+    folder = options.output or options.workdir / FOLDER
+    how = {"targets": options.targets, "unit": options.unit, "seed": options.seed}
     try:
-        config = old_run(workdir, SOURCES.value)
-        facts = write(workdir, folder, config, BATCHES.value, **how)
+        config = old_run(options.workdir, options.sources)
+        facts = write(options.workdir, folder, config, options.batches, **how)
     except (ConfigError, DataError, CheckpointError, ValueError) as error:
         return refuse(error)
     print(
@@ -131,4 +141,4 @@ def main(_: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(app.run(main))
+    sys.exit(main())
