@@ -1,6 +1,10 @@
 """DeepSeekMoE 16B (Dai et al. 2024): 64 narrow experts, 6 per token, and 2 shared; 16.4e9 parameters.
 
-python -m jgpt.main --config=configs/deepseek_moe_16b.py --config.data.sources='jsonl:/data/*.jsonl.zst'
+    python -m jgpt.main --config=configs/deepseek_moe_16b.py --config.data.sources='jsonl:/data/*.jsonl.zst'
+
+By `python -m jgpt.plan --topology=v6e-64` (jax 0.11.1, libtpu 0.0.46), per chip of 64 of v6e: 16.5 of
+32 GiB, 1.58 times the model's FLOPs executed, 67 GB sent (47.6 of it rows to experts), at best 1.34 s
+a step (estimated; MFU 23%, bound by HBM).
 """  # noqa: E501
 
 from configs import default
