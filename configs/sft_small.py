@@ -12,12 +12,13 @@ other conversations, and with more of them per row:
         --config.data.sources='chat:$JGPT_DATA/sft/dolly_15k_ja.jsonl@9,microworld@1'
 """
 
-from configs import dense_small
+from configs import default, dense_small
 
 
 def get_config():
     c = dense_small.get_config()
     c.name, c.objective.name = "sft_small", "sft"
+    c.model = default.get_config().model  # what it starts from says how the model is made
     c.data.sources = "microworld_chat:instruction@9,microworld@1"
     c.data.virtual_shards, c.data.pack_open_rows = 8, 16
     c.data.validation_fraction, c.data.validation_documents = 0.05, 128

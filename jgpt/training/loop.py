@@ -169,9 +169,11 @@ class Loop:
             self.tensorboard = TensorBoard(self.parts.files.tensorboard, first)
         self._write_metrics({"kind": "start", "step": first, "time": time.time()})
         model, device = facts["model"], facts["device"]
+        some = model["trained_parameters"] != model["parameters"]
         self.display.say(
             f"{self.config.name}: {model['parameters']:,} parameters, "
-            f"{model['active_parameters']:,} per token; {device['count']} x {device['kind']}; "
+            + (f"{model['trained_parameters']:,} trained, " if some else "")
+            + f"{model['active_parameters']:,} per token; {device['count']} x {device['kind']}; "
             f"{self.parts.files.path}"
         )
         for note in restored.notes if restored else ():

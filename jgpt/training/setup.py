@@ -26,6 +26,7 @@ from jgpt.training.metrics import peak_flops
 from jgpt.training.state import TrainState
 from jgpt.training.trainable import make_trainable
 from jgpt.training.workdir import Workdir, read_json, write_json
+from jgpt.trees import count
 from jgpt.typing import Batch
 
 MASK_TOKENS = ("[MASK]", "<mask>")
@@ -243,6 +244,8 @@ def facts(
 ) -> dict[str, Any]:
     """What a reader of the report wants to know of a run before any of its steps."""
     total, active = models.count_params(config.model)
+    trainable = make_trainable(config)
+    trained = total if trainable.everything else count(trainable.abstract.params)
     device = mesh.devices.flat[0]
     return {
         "config": to_dict(config),
@@ -260,6 +263,7 @@ def facts(
         "model": {
             "parameters": total,
             "active_parameters": active,
+            "trained_parameters": trained,
             "flops_per_token": models.flops_per_token(config.model, config.data.sequence_length),
         },
         "tokenizer": {
