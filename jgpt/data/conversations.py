@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from jgpt.data.document import Document
-from jgpt.data.records import BadRecords, DataError, read_lines
+from jgpt.data.records import BadRecords, DataError, json_lines
 
 ROLES = {
     "system": "system",
@@ -95,14 +95,7 @@ def read_conversations(
         RecordError: a record that cannot be used.
         DataError: the file is damaged.
     """
-    for number, line in read_lines(path, bad):
-        if not line or line.isspace():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            bad.add(path, number, f"broken JSON ({error})")
-            continue
+    for number, record in json_lines(path, bad):
         text = canonical(cleaned(record, clean), f"{path}:{number}", f"{path.name}:{number}")
         yield Document(text)
 

@@ -13,7 +13,7 @@ from typing import Any
 from jgpt.config import LabelsConfig
 from jgpt.data.conversations import RecordError, cleaned
 from jgpt.data.document import Document
-from jgpt.data.records import BadRecords, read_lines
+from jgpt.data.records import BadRecords, json_lines
 
 
 def canonical(record: Any, settings: LabelsConfig, where: str, identity: str) -> str:
@@ -40,14 +40,7 @@ def read_labelled(
         RecordError: a record that cannot be used.
         DataError: the file is damaged.
     """
-    for number, line in read_lines(path, bad):
-        if not line or line.isspace():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            bad.add(path, number, f"broken JSON ({error})")
-            continue
+    for number, record in json_lines(path, bad):
         where, identity = f"{path}:{number}", f"{path.name}:{number}"
         yield Document(canonical(cleaned(record, clean), settings, where, identity))
 

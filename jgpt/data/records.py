@@ -280,3 +280,16 @@ def _from_array_record(
     except UnicodeDecodeError:
         bad.add(path, number, "neither a JSON object nor UTF-8 text")
         return None
+
+
+def json_lines(path: Path, bad: BadRecords) -> Iterator[tuple[int, Any]]:
+    """(line number, value) of every line that is neither blank nor broken; see `read_lines`."""
+    for number, line in read_lines(path, bad):
+        if not line or line.isspace():
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            bad.add(path, number, f"broken JSON ({error})")
+            continue
+        yield number, value
