@@ -48,7 +48,7 @@ EXTRAS = {
     "tiktoken": ["tiktoken>=0.7"],
     "sudachi": ["sudachipy>=0.6", "sudachidict-core"],
     "test": TEST,
-    "parity": ["torch>=2.9", "transformers>=5.0"],
+    "parity": ["torch>=2.9", "transformers>=5.0", "peft>=0.21", "bitsandbytes>=0.50"],
     "dev": [*TEST, *DATA, "pre-commit>=4.0"],
 }
 

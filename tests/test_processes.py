@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests/training"))
+from tests.training.tiny import command_line
 
-from tiny import command_line  # noqa: E402
+ROOT = Path(__file__).parents[1]
 
 STEPS = range(35, 50)
 """Where the data end: somewhere here, after one pass over a corpus of 35 documents."""

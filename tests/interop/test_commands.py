@@ -7,7 +7,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import tiny_folders
 
 from jgpt import convert, models
 from jgpt.config import Config, ConfigError, InitConfig, ModelConfig, from_config_dict
@@ -23,6 +22,7 @@ from jgpt.training.checkpoints import restore_params
 from jgpt.training.setup import set_up
 from jgpt.training.state_files import CheckpointError
 from jgpt.training.workdir import Workdir
+from tests.interop import tiny_folders
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 RUN = {

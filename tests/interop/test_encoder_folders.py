@@ -6,7 +6,6 @@ import json
 import jax
 import numpy as np
 import pytest
-from test_transformers_folders import check_gradients, error, gradients_as_folder
 
 from jgpt import models
 from jgpt.config import SampleConfig
@@ -18,6 +17,7 @@ from jgpt.interop.folder import open_folder
 from jgpt.interop.parity import on_one_device
 from jgpt.interop.weights import load
 from jgpt.trees import leaves_by_path
+from tests.interop.test_transformers_folders import check_gradients, error, gradients_as_folder
 
 torch = pytest.importorskip("torch", reason="transformers models run on torch")
 transformers = pytest.importorskip("transformers", reason="writes and reads the folders")

@@ -9,7 +9,6 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from tiny_folders import CONFIGS, edit_json, model, weights, write
 
 from jgpt import models, sharding
 from jgpt.config import MeshConfig, ModelConfig, RopeScaling
@@ -23,6 +22,7 @@ from jgpt.interop.tensor_files import TensorFile
 from jgpt.interop.transforms import SAME, TRANSPOSED, Fused, FusedPerHead
 from jgpt.interop.weights import load, sources
 from jgpt.trees import leaves_by_path
+from tests.interop.tiny_folders import CONFIGS, edit_json, model, weights, write
 
 NEWER = ("rope_parameters", "dtype", "layer_types", "num_local_experts")
 OLDER = ("rope_theta", "rope_scaling", "torch_dtype", "rotary_pct", "rotary_emb_base",

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_folders
 
 from jgpt import adapters as command
 from jgpt import models, peft
@@ -28,6 +27,7 @@ from jgpt.interop.tensor_files import Shape, write_file
 from jgpt.peft import compose
 from jgpt.peft.adapters import flat
 from jgpt.trees import map_with_path
+from tests.interop import tiny_folders
 
 TOKENS = np.random.default_rng(0).integers(1, 60, (2, 7), np.int32)
 LORA = PeftConfig(

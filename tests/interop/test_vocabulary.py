@@ -6,8 +6,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 import sentencepiece
-import tiny_folders
-from tiny_folders import edit_json, write
 
 from jgpt import convert, tokenizers
 from jgpt.config import ConfigError, TokenizerConfig
@@ -16,6 +14,8 @@ from jgpt.interop.folder import open_folder
 from jgpt.interop.vocabulary import NewRows, extend_vocabulary, grown, tokens_per_character
 from jgpt.interop.weights import sources
 from jgpt.tokenizers import extend
+from tests.interop import tiny_folders
+from tests.interop.tiny_folders import edit_json, write
 
 TEXT = ["東京の雪は白い。", "図書館で本を読んだ猫と犬。", "東京の図書館の本は古い。"] * 4
 

@@ -13,7 +13,13 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from test_attention import (
+
+from jgpt.kernels.attention import BACKENDS, attention, cudnn, pallas_gpu, reference
+from jgpt.kernels.attention.mask import row_indices, visible
+from jgpt.kernels.attention.pallas_gpu import Tiles
+from jgpt.kernels.attention.pallas_gpu_walk import Tile, make_cover, make_walk
+from jgpt.typing import AlibiBias, Mask, RelativeBias
+from tests.kernels.test_attention import (
     HEADS,
     NAMES,
     cases,
@@ -23,12 +29,6 @@ from test_attention import (
     segments,
     value_and_gradients,
 )
-
-from jgpt.kernels.attention import BACKENDS, attention, cudnn, pallas_gpu, reference
-from jgpt.kernels.attention.mask import row_indices, visible
-from jgpt.kernels.attention.pallas_gpu import Tiles
-from jgpt.kernels.attention.pallas_gpu_walk import Tile, make_cover, make_walk
-from jgpt.typing import AlibiBias, Mask, RelativeBias
 
 BENCHMARK = pathlib.Path(__file__).parents[2] / "experiments/benchmarks/gpu_kernels.py"
 OURS = [n for n in NAMES if "relative" not in n]

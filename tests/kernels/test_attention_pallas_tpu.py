@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from test_attention import (
+
+from jgpt.kernels.attention import attention, pallas_tpu, pallas_tpu_steps, reference
+from jgpt.kernels.attention.pallas_tpu_block import gather, spread
+from jgpt.kernels.attention.pallas_tpu_steps import Blocks
+from jgpt.kernels.attention.schedule import make_schedule
+from jgpt.typing import AlibiBias, Mask, RelativeBias
+from tests.kernels.test_attention import (
     HEADS,
     NAMES,
     cases,
@@ -22,12 +28,6 @@ from test_attention import (
     value_and_gradients,
     with_logsumexp,
 )
-
-from jgpt.kernels.attention import attention, pallas_tpu, pallas_tpu_steps, reference
-from jgpt.kernels.attention.pallas_tpu_block import gather, spread
-from jgpt.kernels.attention.pallas_tpu_steps import Blocks
-from jgpt.kernels.attention.schedule import make_schedule
-from jgpt.typing import AlibiBias, Mask, RelativeBias
 
 
 def cut(queries, keys, forward_part=(1024, 1024), backward_part=(1024, 1024)):

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.experimental.pallas import tpu as pltpu
-from test_cross_entropy import OPTIONS, expected, relative_error
 
 from jgpt.kernels.cross_entropy import pallas_tpu
+from tests.kernels.test_cross_entropy import OPTIONS, expected, relative_error
 
 SHAPES = {
     "whole blocks": (256, 24, 256),

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from test_cross_entropy import inputs, relative_error
 
 from jgpt.kernels.cross_entropy import blockwise, layout, pallas_tpu, reference
 from jgpt.sharding import RULES
+from tests.kernels.test_cross_entropy import inputs, relative_error
 
 AXES = ("data", "fsdp", "expert", "tensor", "context")
 MESHES = {

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from test_grouped_matmul import GROUPS, inputs, oracle, relative_error
 
 from jgpt.kernels.grouped_matmul import gated, pallas_gpu, pallas_gpu_kernels
 from jgpt.kernels.grouped_matmul.pallas_gpu_kernels import Tile, row_tiles
+from tests.kernels.test_grouped_matmul import GROUPS, inputs, oracle, relative_error
 
 SMALL = Tile(16, 16, 8, 4, 1)
 PRODUCTS = ("y", "dx", "dw")

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from test_grouped_matmul import relative_error
 
 from jgpt.kernels.grouped_matmul import gated, pallas_tpu
 from jgpt.kernels.grouped_matmul.pallas_tpu_calls import CHIPS, MIB, Chip
 from jgpt.kernels.grouped_matmul.pallas_tpu_visits import make_visits
+from tests.kernels.test_grouped_matmul import relative_error
 from tests.test_tpu_aot import MODEL, MOE, compiled
 from tests.test_tpu_aot import PROGRAM as STEP
 

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from test_nf4_matmul import relative_error, weight
 
 from jgpt.kernels import quantized
 from jgpt.kernels.int8_matmul import BACKENDS, dequantize, int8_matmul, quantize
 from jgpt.kernels.weight_mesh import UNCUT
+from tests.kernels.test_nf4_matmul import relative_error, weight
 
 
 def test_codes_are_the_nearest_and_a_row_of_zeros_stays():

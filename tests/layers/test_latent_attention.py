@@ -1,8 +1,5 @@
 """Multi-head latent attention against its formulas, written out with loops in float64."""
 
-import pathlib
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,9 +13,7 @@ from jgpt.layers.positions import layer_rotary, rope_frequencies
 from jgpt.training.optimizer import parameter_groups
 from jgpt.trees import leaves_by_path
 from jgpt.typing import Mask
-
-sys.path.append(str(pathlib.Path(__file__).parent.parent / "models"))
-from tiny_models import forward, random_tokens, random_variables, relative_error, tiny
+from tests.models.tiny_models import forward, random_tokens, random_variables, relative_error, tiny
 
 WIDTHS = {"kv_rank": 7, "nope_dim": 5, "rope_dim": 4, "value_dim": 3}
 

@@ -5,11 +5,18 @@ import functools
 import jax
 import numpy as np
 import pytest
-from tiny_models import forward, random_tokens, random_variables, relative_error, tiny, tiny_moe
 
 from jgpt import models
 from jgpt.config import BlockSparse, CacheConfig, ConfigError, LatentConfig
 from jgpt.layers.cache import allot
+from tests.models.tiny_models import (
+    forward,
+    random_tokens,
+    random_variables,
+    relative_error,
+    tiny,
+    tiny_moe,
+)
 
 STEPS = 5
 LATENT = {"num_kv_heads": 0, "latent": LatentConfig(12, 0, 6, 4, 5)}

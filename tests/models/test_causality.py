@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_models import random_variables, tiny, tiny_moe
 
 from jgpt import models
 from jgpt.config import BlockSparse
+from tests.models.tiny_models import random_variables, tiny, tiny_moe
 
 S = 12
 

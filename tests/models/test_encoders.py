@@ -5,13 +5,13 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from tiny_models import forward, random_tokens, random_variables, relative_error, tiny
 
 from jgpt import models, sharding
 from jgpt.config import ConfigError, MeshConfig, SampleConfig
 from jgpt.inference.from_source import SourceGenerator
 from jgpt.training.optimizer import parameter_groups
 from jgpt.trees import leaves_by_path
+from tests.models.tiny_models import forward, random_tokens, random_variables, relative_error, tiny
 
 BERT = tiny(
     num_kv_heads=0,

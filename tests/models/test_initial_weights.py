@@ -6,12 +6,12 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
-from tiny_models import tiny, tiny_moe
 
 from jgpt import models
 from jgpt.config import ConfigError
 from jgpt.sharding import RULES
 from jgpt.trees import leaves_by_path
+from tests.models.tiny_models import tiny, tiny_moe
 
 WIDE = tiny(hidden_size=64, intermediate_size=96, vocab_size=200, head_bias=True, **tiny_moe())
 

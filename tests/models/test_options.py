@@ -6,10 +6,10 @@ import functools
 import jax
 import numpy as np
 import pytest
-from tiny_models import forward, random_tokens, random_variables, tiny, tiny_moe
 
 from jgpt import models, trees
 from jgpt.config import BlockSparse, ConfigError, LatentConfig, ModelConfig, MoEConfig, RopeScaling
+from tests.models.tiny_models import forward, random_tokens, random_variables, tiny, tiny_moe
 
 MOE = tiny_moe(dispatch="dense")
 LOCAL = {"num_layers": 2, "attention_pattern": ("local", "global"), "window": 3}

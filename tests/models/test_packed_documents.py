@@ -2,9 +2,16 @@
 
 import numpy as np
 import pytest
-from tiny_models import forward, random_tokens, random_variables, relative_error, tiny, tiny_moe
 
 from jgpt.config import RopeScaling
+from tests.models.tiny_models import (
+    forward,
+    random_tokens,
+    random_variables,
+    relative_error,
+    tiny,
+    tiny_moe,
+)
 
 LENGTH, PADDING = 8, 4
 """Two documents of LENGTH tokens in one row."""

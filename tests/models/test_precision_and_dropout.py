@@ -6,10 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_models import forward, random_tokens, random_variables, relative_error, tiny, tiny_moe
 
 from jgpt import models
 from jgpt.models.transformer import layer_key
+from tests.models.tiny_models import (
+    forward,
+    random_tokens,
+    random_variables,
+    relative_error,
+    tiny,
+    tiny_moe,
+)
 
 BATCH = {"inputs": random_tokens(2, 10)}
 

@@ -4,10 +4,10 @@ import dataclasses
 import pathlib
 
 import pytest
-from tiny_models import tiny, tiny_moe
 
 from jgpt import models, trees
 from jgpt.models.presets import PRESETS
+from tests.models.tiny_models import tiny, tiny_moe
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "presets"
 

@@ -3,11 +3,11 @@
 import jax
 import numpy as np
 import pytest
-from tiny_models import random_tokens, random_variables, relative_error, tiny
 
 from jgpt import models
 from jgpt.config import MoEConfig
 from jgpt.trees import leaves_by_path
+from tests.models.tiny_models import random_tokens, random_variables, relative_error, tiny
 
 MIXED = tiny(
     num_layers=5,

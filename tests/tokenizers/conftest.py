@@ -1,9 +1,9 @@
 """One tokenizer of every kind, trained once."""
 
 import pytest
-from tokenizer_corpus import CONFIGS, sentences
 
 from jgpt import tokenizers
+from tests.tokenizers.tokenizer_corpus import CONFIGS, sentences
 
 
 @pytest.fixture(scope="session")

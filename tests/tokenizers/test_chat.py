@@ -5,13 +5,13 @@ import json
 
 import jinja2
 import pytest
-from test_tokenizer_huggingface import gpt2_like, llama_like
-from tokenizer_corpus import sentences
 
 from jgpt import tokenizers
 from jgpt.config import ConfigError, TokenizerConfig
 from jgpt.tokenizers import chat
 from jgpt.tokenizers.folder import token_names
+from tests.tokenizers.test_tokenizer_huggingface import gpt2_like, llama_like
+from tests.tokenizers.tokenizer_corpus import sentences
 
 CHATML = """\
 {%- if messages[0]['role'] != 'system' %}

@@ -3,11 +3,11 @@
 import json
 
 import pytest
-import test_chat
-from test_tokenizer_huggingface import llama_like
 
 from jgpt import tokenizers
 from jgpt.tokenizers.chat_formats import FORMATS, open_template, token_names
+from tests.tokenizers import test_chat
+from tests.tokenizers.test_tokenizer_huggingface import llama_like
 
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 

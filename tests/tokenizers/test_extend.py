@@ -4,13 +4,13 @@ import json
 
 import pytest
 import sentencepiece
-from test_tokenizer_folders import write_config
-from test_tokenizer_huggingface import gpt2_like, llama_like, unigram
-from tokenizer_corpus import sentences
 
 from jgpt import tokenizers
 from jgpt.config import ConfigError, TokenizerConfig
 from jgpt.tokenizers import extend, sentencepiece_model
+from tests.tokenizers.test_tokenizer_folders import write_config
+from tests.tokenizers.test_tokenizer_huggingface import gpt2_like, llama_like, unigram
+from tests.tokenizers.tokenizer_corpus import sentences
 
 UNIGRAM = sentencepiece_model.UNIGRAM
 SEEN = sentences(200, seed=9)

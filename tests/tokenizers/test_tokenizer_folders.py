@@ -10,12 +10,12 @@ import sys
 
 import pytest
 import sentencepiece
-from test_tokenizer_huggingface import gpt2_like
-from tokenizer_corpus import sentences
 
 from jgpt import tokenizers
 from jgpt.config import ConfigError
 from jgpt.tokenizers import sentencepiece_model
+from tests.tokenizers.test_tokenizer_huggingface import gpt2_like
+from tests.tokenizers.tokenizer_corpus import sentences
 
 PROSE = [
     *sentences(20, seed=5),

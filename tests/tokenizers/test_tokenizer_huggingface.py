@@ -6,10 +6,10 @@ import sys
 import hypothesis
 import pytest
 from hypothesis import strategies as st
-from tokenizer_corpus import sentences
 
 from jgpt import tokenizers
 from jgpt.config import ConfigError
+from tests.tokenizers.tokenizer_corpus import sentences
 
 library = pytest.importorskip("tokenizers", reason="tokenizer.json needs the tokenizers package")
 

@@ -5,11 +5,11 @@ import json
 import sys
 
 import pytest
-from tokenizer_corpus import sentences
 
 from jgpt import tokenizers
 from jgpt.tokenizers import __main__ as command
 from jgpt.tokenizers import report
+from tests.tokenizers.tokenizer_corpus import sentences
 
 
 def test_figures_of_bytes_by_hand(trained):

@@ -7,12 +7,12 @@ import unicodedata
 import hypothesis
 import pytest
 from hypothesis import strategies as st
-from tokenizer_corpus import LOSSLESS, LOSSY
 
 from jgpt import tokenizers
 from jgpt.config import ConfigError, TokenizerConfig
 from jgpt.tokenizers.base import SPECIAL_TOKENS, safe_truncate
 from jgpt.tokenizers.normalization import KEPT, nfkc
+from tests.tokenizers.tokenizer_corpus import LOSSLESS, LOSSY
 
 PIECES = [
     *"東京は雪。、「」猫あアｱｶﾞ゛゜ーＡａ１①㌔…‥～！？ 　\n\t\r▁▅\0\ufeff\ufffd\u00a0\u3099\u200d",

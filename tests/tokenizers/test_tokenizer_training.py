@@ -5,12 +5,12 @@ import logging
 import re
 
 import pytest
-from tokenizer_corpus import CONFIGS, sentences
 
 from jgpt import tokenizers
 from jgpt.config import ConfigError, TokenizerConfig
 from jgpt.tokenizers import store
 from jgpt.tokenizers.wire import without_field
+from tests.tokenizers.tokenizer_corpus import CONFIGS, sentences
 
 TRAINED_KINDS = ("unigram", "bpe", "char", "word")
 

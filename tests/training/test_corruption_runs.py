@@ -3,11 +3,11 @@
 import shutil
 
 import pytest
-from tiny import settings
 
 from jgpt.config import from_config_dict
 from jgpt.training import loop
 from jgpt.training.metrics import last_per_step, read_json_lines
+from tests.training.tiny import settings
 
 OPTIONS = {
     "train__sample_every": 0,

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import command_line, settings
 
 from jgpt.config import ConfigError, from_config_dict
 from jgpt.data.records import DataError
 from jgpt.training import loop
 from jgpt.training.metrics import last_per_step, read_json_lines
 from jgpt.training.state_files import CheckpointError
+from tests.training.tiny import command_line, settings
 
 ROOT = Path(__file__).parents[2]
 

@@ -5,7 +5,6 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import settings
 
 from jgpt.config import ConfigError, from_config_dict
 from jgpt.interop.start import prepare
@@ -13,6 +12,7 @@ from jgpt.interop.workdirs import open_saved
 from jgpt.layers import heads
 from jgpt.training import loop
 from jgpt.training.metrics import last_per_step, read_json_lines
+from tests.training.tiny import settings
 
 QUIET = {"train__steps": 2, "train__eval_every": 0, "train__sample_every": 0}
 ON_CHATS = {
