@@ -257,10 +257,12 @@ def get_config() -> ml_collections.ConfigDict:
     c.peft.dropout = 0.0
     # LoRA, DoRA: default (B = 0), gaussian (A by 1/r), pissa, olora, loftq
     c.peft.init = "default"
+    # loftq: how often codes and update take turns
+    c.peft.loftq_iterations = 1
     # LoRA: a bias on B
     c.peft.bias = False
-    # LoRA+: learning rate of B over that of A
-    c.peft.rate_ratio = 1.0
+    # LoRA+: learning rate of B over A's; 0 for the method's own (lora_plus 16, else 1)
+    c.peft.rate_ratio = 0.0
     # VeRA: initial value of d
     c.peft.vera_initial = 0.1
     # patterns of the model's own parameters that are trained beside the adapters

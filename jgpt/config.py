@@ -539,8 +539,12 @@ class PeftConfig:
         "LoRA, DoRA: default (B = 0), gaussian (A by 1/r), pissa, olora, loftq",
         ("default", "gaussian", "pissa", "olora", "loftq"),
     )
+    loftq_iterations: int = setting(1, "loftq: how often codes and update take turns")
     bias: bool = setting(False, "LoRA: a bias on B")
-    rate_ratio: float = setting(1.0, "LoRA+: learning rate of B over that of A")
+    rate_ratio: float = setting(
+        0.0,
+        "LoRA+: learning rate of B over A's; 0 for the method's own (lora_plus 16, else 1)",
+    )
     vera_initial: float = setting(0.1, "VeRA: initial value of d")
     train_also: tuple[str, ...] = setting(
         (), "patterns of the model's own parameters that are trained beside the adapters"
@@ -558,8 +562,12 @@ class PeftConfig:
             raise ConfigError(f"peft.rank is {self.rank}; it must be at least 0")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"peft.dropout is {self.dropout}; it must be at least 0 and below 1")
-        if self.rate_ratio <= 0:
-            raise ConfigError(f"peft.rate_ratio is {self.rate_ratio}; it must be above 0")
+        if self.rate_ratio < 0:
+            raise ConfigError(f"peft.rate_ratio is {self.rate_ratio}; it must be at least 0")
+        if self.loftq_iterations < 1:
+            raise ConfigError(
+                f"peft.loftq_iterations is {self.loftq_iterations}; it must be at least 1"
+            )
         if self.method == "none" and (self.quantize != "none" or self.train_also):
             raise ConfigError(
                 "peft.quantize and peft.train_also belong to a method: set peft.method, such as "

@@ -5,9 +5,10 @@
 The model that training starts from is closer to the original than `Q = NF4(W)` with B = 0 is. It
 is not the original: of all ways to begin, this is the one that changes the model.
 
-One repetition, as common code has it by default; that code leaves out the scale, so that its alpha
-has to be r, and here A and B are divided by sqrt(s) each instead. Start from whole weights, and
-quantise the base that is returned (`peft.quantize='nf4'`): its codes come out the same.
+One repetition by default (`peft.loftq_iterations`), as in common code; that code leaves out the
+scale, so that its alpha has to be r, and here A and B are divided by sqrt(s) each instead. Start
+from whole weights, and quantise the base that is returned (`peft.quantize='nf4'`): its codes come
+out the same.
 """
 
 import jax.numpy as jnp

@@ -82,7 +82,7 @@ def merge_bias(bias: Array, leaves: Leaves, settings: PeftConfig) -> Array:
 
 def rates(name: str, settings: PeftConfig) -> float:
     """B learns `rate_ratio` times as fast as A (LoRA+: `jgpt.peft.lora_plus`)."""
-    return settings.rate_ratio if name in ("lora_b", "lora_bias") else 1.0
+    return settings.rate_ratio or 1.0 if name in ("lora_b", "lora_bias") else 1.0
 
 
 LORA = Method(

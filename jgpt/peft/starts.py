@@ -26,7 +26,9 @@ def choose(settings: PeftConfig) -> Start | None:
     splits: dict[str, Callable[[Array, int, float], tuple[Array, Array, Array]]] = {
         "pissa": pissa.split,
         "olora": olora.split,
-        "loftq": functools.partial(loftq.split, double=double),
+        "loftq": functools.partial(
+            loftq.split, iterations=settings.loftq_iterations, double=double
+        ),
     }
     return functools.partial(_start, splits[settings.init])
 

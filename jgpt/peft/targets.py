@@ -23,11 +23,15 @@ def choose_targets(settings: PeftConfig, model: ModelConfig, method: Method) -> 
     0 and their columns are masked.
 
     Raises:
-        ConfigError: a pattern that matches no site which the method attaches to, or layers of a
-            stack that differ where the method cannot mask them.
+        ConfigError: a pattern that matches no site which the method attaches to, 'all-linear' where
+            that takes in experts and the method does not, or layers of a stack that differ where
+            the method cannot mask them.
     """
-    possible = [site for site in find_sites(model) if site.kind in method.kinds]
+    sites = find_sites(model)
+    possible = [site for site in sites if site.kind in method.kinds]
     wanted = settings.targets or method.targets
+    if ALL_LINEAR in wanted and "linear" in method.kinds and "experts" not in method.kinds:
+        _no_experts_among(sites, settings.method)
     chosen = {path for pattern in wanted for path in _matches(pattern, possible, "targets")}
     for pattern in settings.exclude:
         chosen -= set(_matches(pattern, possible, "exclude"))
@@ -53,6 +57,16 @@ def choose_targets(settings: PeftConfig, model: ModelConfig, method: Method) -> 
         alpha = alphas.get(site.path, settings.alpha or float(rank(site)))
         targets.append(Target(site, rank(site), alpha, width, settings, model))
     return tuple(targets)
+
+
+def _no_experts_among(sites: Sequence[Site], method: str) -> None:
+    """'all-linear' names experts too: a method that cannot have them must not pass over them."""
+    experts = [site.path for site in sites if site.kind == "experts"]
+    if experts:
+        raise ConfigError(
+            f"peft.targets: 'all-linear' covers experts such as {experts[0]}, which {method} does "
+            "not adapt; name what it is to adapt, such as 'attention/'"
+        )
 
 
 def _matches(pattern: str, sites: Sequence[Site], field: str) -> list[str]:

@@ -138,6 +138,7 @@ def test_a_name_stands_for_settings_that_the_user_may_still_set():
     assert rate(method="lora") == [1, 1]
     assert rate(method="lora_plus") == [1, 16]
     assert rate(method="lora_plus", rate_ratio=4.0) == [1, 4]
+    assert rate(method="lora_plus", rate_ratio=1.0) == [1, 1]
     assert rate(method="dora", rate_ratio=4.0) == [1, 4]
     fitted = peft.make_peft(PeftConfig(method="rslora", rank=16, alpha=8.0), MODEL)
     assert fitted.targets[0].scale == 8 / 4
@@ -176,6 +177,11 @@ def test_loftq_is_nearer_to_the_weight_than_nf4_is():
     assert once < 0.9 * np.linalg.norm(alone - weight)
     base, a, b = loftq.split(weight, RANK, SCALE, iterations=5)
     assert np.linalg.norm(base + SCALE * a @ b - weight) < once
+    again = PeftConfig(method="loftq", init="loftq", loftq_iterations=5)
+    own = {"lora_a": jnp.zeros((IN, RANK)), "lora_b": jnp.zeros((RANK, OUT))}
+    started, leaves = starts.choose(again)(target(again), weight, own)
+    np.testing.assert_array_equal(started, base)
+    np.testing.assert_array_equal(leaves["lora_b"], b)
     with pytest.raises(ConfigError, match="blocks of 64 do not fit 63 inputs"):
         loftq.split(weight[:63], RANK, SCALE)
 
