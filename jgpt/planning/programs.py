@@ -25,6 +25,7 @@ from jgpt.planning.activations import saved_bytes
 from jgpt.planning.counts import count
 from jgpt.planning.hlo import parse
 from jgpt.training.assembly import make_steps, placed
+from jgpt.training.flops import flops_per_token
 from jgpt.training.offload import HOST
 from jgpt.training.state import TrainState
 from jgpt.typing import Batch, PyTree
@@ -125,7 +126,7 @@ def describe(config: Config, mesh: jax.sharding.Mesh) -> dict[str, Any]:
         "model": {
             "parameters": total,
             "active_parameters": active,
-            "flops_per_token": models.flops_per_token(config.model, config.data.sequence_length),
+            "flops_per_token": flops_per_token(config),
         },
         "mesh": dict(mesh.shape),
     }
