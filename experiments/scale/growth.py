@@ -5,7 +5,8 @@
 Compiled ahead of time, no TPU. Per chip and step: memory, bytes sent, and the planner's estimate of
 time, of which `docs/plan.md` says what it takes for granted. Times are compared with those on the
 fewest chips; 4 rows of 2,048 tokens a chip everywhere. Minutes per case, unless `jgpt.plan` has it
-kept. Prints a table, and one JSON line last.
+kept. Prints each row as soon as it is there, a table, and one JSON line last. A case that cannot
+be compiled is a line of its own, and the exit status 1.
 """
 
 import argparse
@@ -16,6 +17,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from experiments.benchmarks import harness
 from experiments.scale.compare import GIB, planned
+from jgpt.config import ConfigError
+from jgpt.planning.step import PlanError
 
 ROWS_PER_CHIP = 4
 GROUPED = {"mesh.fsdp": 16}
@@ -43,15 +46,19 @@ def plan_on(name, chips, overrides):
     return planned(name, {**rows, **overrides}, f"v5e-{chips}")
 
 
+FIGURES = {
+    "memory, GiB": lambda plan: plan.memory["total"] / GIB,
+    "wire, GB": lambda plan: sum(plan.wire_bytes.values()) / 1e9,
+    "HBM, GB": lambda plan: plan.moved_bytes / 1e9,
+    "links, s": lambda plan: plan.estimate.wire,
+    "at best, s": lambda plan: plan.estimate.at_best,
+    "without overlap, s": lambda plan: plan.estimate.at_worst,
+}
+
+
 def figures(plan):
     """What the table shows of a plan."""
-    return {
-        "memory, GiB": plan.memory["total"] / GIB,
-        "wire, GB": sum(plan.wire_bytes.values()) / 1e9,
-        "links, s": plan.estimate.wire,
-        "at best, s": plan.estimate.at_best,
-        "without overlap, s": plan.estimate.at_worst,
-    }
+    return {name: of(plan) for name, of in FIGURES.items()}
 
 
 def plot(found, path):
@@ -81,33 +88,45 @@ def plot(found, path):
     pyplot.close(figure)
 
 
+def grow(model, chips_wanted):
+    """(found, lines, rows, failures) of a model: figures by chips, lines of the table, JSON's."""
+    name, meshes = MODELS[model]
+    found, lines, rows, failures = {}, [], [], []
+    for chips in chips_wanted or meshes:
+        case = f"{model}, {chips} chips"
+        try:
+            plan = plan_on(name, chips, meshes[chips])
+        except (ConfigError, PlanError) as error:
+            failures.append(f"{case}: {error}")
+            print(failures[-1], flush=True)
+            continue
+        now = found[chips] = figures(plan)
+        growth = now["at best, s"] / next(iter(found.values()))["at best, s"]
+        mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1)
+        lines.append([f"{case}, {mesh}", *now.values(), growth])
+        shown = ", ".join(f"{figure} {value:.4g}" for figure, value in now.items())
+        print(f"{lines[-1][0]}: {shown}; {growth:.3f}", flush=True)
+        rows += [harness.row(case, *figure.split(", "), value) for figure, value in now.items()]
+    return found, lines, rows, failures
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", action="append", choices=MODELS, help="all by default")
     parser.add_argument("--chips", action="append", type=int, help="all by default")
     parser.add_argument("--plot", help="image to write")
     arguments = parser.parse_args()
-    found, rows, lines = {}, [], []
+    found, lines, rows, failures = {}, [], [], []
     for model in arguments.model or MODELS:
-        name, meshes = MODELS[model]
-        found[model] = {}
-        for chips in arguments.chips or meshes:
-            plan = plan_on(name, chips, meshes[chips])
-            now = found[model][chips] = figures(plan)
-            first = next(iter(found[model].values()))
-            mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1)
-            growth = now["at best, s"] / first["at best, s"]
-            lines.append([f"{model}, {chips} chips, {mesh}", *now.values(), growth])
-            rows += [
-                harness.row(f"{model}, {chips} chips", *figure.split(", "), value)
-                for figure, value in now.items()
-            ]
-    columns = ["per chip and step", *figures(plan), "at best, over the fewest chips"]
+        found[model], more_lines, more_rows, more_failures = grow(model, arguments.chips)
+        lines, rows, failures = lines + more_lines, rows + more_rows, failures + more_failures
+    columns = ["per chip and step", *FIGURES, "at best, over the fewest chips"]
     harness.show("the same work per chip on more of them", columns, lines)
     if arguments.plot:
         plot(found, arguments.plot)
     harness.emit("growth", rows, ("libtpu",))
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
