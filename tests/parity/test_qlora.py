@@ -31,6 +31,8 @@ MODULES = {
 }
 TOKENS = np.random.default_rng(0).integers(1, 40, (2, 9), np.int32)
 DIRECTION = np.random.default_rng(1).standard_normal((2, 9, 40)).astype(np.float32)
+TOLERANCE = {False: 1e-4, True: 2e-3}
+"""With scales in 8 bits, one that lies half way between two levels may be rounded the other way."""
 
 
 @pytest.fixture(scope="module")
@@ -120,8 +122,8 @@ def test_logits_and_gradients_are_theirs(llama, double):
 
     packed = quantized(settings, config, variables["params"])
     gradients, logits = run(packed, trained)
-    close({"logits": logits}, {"logits": expected.detach().numpy()})
-    close(gradients, as_ours(model, lambda parameter: parameter.grad))
+    close({"logits": logits}, {"logits": expected.detach().numpy()}, TOLERANCE[double])
+    close(gradients, as_ours(model, lambda parameter: parameter.grad), TOLERANCE[double])
 
     _, whole = run(variables["params"], trained)
     lost = abs(whole - logits).max() / abs(logits).max()
@@ -135,4 +137,4 @@ def test_the_other_form_of_the_scales_would_be_seen(llama):
         for double in (False, True)
     ]
     with pytest.raises(AssertionError):
-        close({"logits": logits[0]}, {"logits": logits[1]})
+        close({"logits": logits[0]}, {"logits": logits[1]}, TOLERANCE[True])
