@@ -11,7 +11,7 @@ from jgpt import models
 from jgpt.config import ConfigError, MeshConfig, from_config_dict
 from jgpt.interop.start import prepare
 from jgpt.sharding import device_batch, make_mesh
-from jgpt.training import loop
+from jgpt.training import forgetting, loop
 from jgpt.training.assembly import make_steps, placed
 from jgpt.training.state import variables
 from jgpt.training.state_files import saved_arrays
@@ -163,3 +163,20 @@ def test_lower_blocks_of_a_stack_cannot_be_trained_without_the_upper():
     )
     with pytest.raises(ConfigError, match="scan_layers"):
         make_trainable(config).axes()
+
+
+def test_a_run_held_to_an_anchor_goes_on_held(workdir):
+    """A checkpoint holds nothing of the anchor: it is read again, and the same losses follow."""
+    values = settings(workdir / "cache", **QUIET, init__workdir=str(workdir / "base"))
+    model = prepare(from_config_dict(values), workdir)[0].model
+    weights = models.init(model, jax.random.key(1))
+    information = jax.tree.map(lambda w: jax.random.uniform(jax.random.key(2), w.shape), weights)
+    forgetting.write_anchor(workdir / "fisher", information, weights, {})
+    held = {"peft__method": "none", "forgetting__ewc": str(workdir / "fisher")}
+    whole = adapter_run(workdir, "held", **held)
+    assert "anchor" not in saved_arrays(workdir / "held" / "checkpoints" / "4")
+    shutil.copytree(workdir / "held", workdir / "held again")
+    shutil.rmtree(workdir / "held again" / "checkpoints" / "4")
+    again = adapter_run(workdir, "held again", **held)
+    free = adapter_run(workdir, "free", peft__method="none")
+    assert again["validation_loss"] == whole["validation_loss"] != free["validation_loss"]
