@@ -37,6 +37,8 @@ class Counts:
     """of XLA's own products"""
     pallas_flops: float = 0.0
     """of Pallas calls, as far as they declare them"""
+    pallas_flops_by_kernel: Counter = field(default_factory=Counter)
+    """the same, by kernel"""
     pallas_calls: Counter = field(default_factory=Counter)
     """executions by kernel"""
     undeclared_calls: int = 0
@@ -128,12 +130,14 @@ def _own(
 
 def _add_pallas(own: Counts, call: Instruction) -> None:
     """Mosaic kernels are opaque: what they declare (`pl.CostEstimate`) counts, and says so."""
-    own.pallas_calls[re.sub(r"[.\d]+(refs_.*)?$", "", call.name)] = 1
+    kernel = re.sub(r"[.\d]+(refs_.*)?$", "", call.name)
+    own.pallas_calls[kernel] = 1
     declared = DECLARED.search(call.attributes)
     if declared is None:
         own.undeclared_calls = 1
         return
     own.pallas_flops = float(json.loads(declared[1]).get("flops", 0))
+    own.pallas_flops_by_kernel[kernel] = own.pallas_flops
 
 
 def _hbm_bytes(instruction: Instruction, computation: Computation, program: Program) -> float:

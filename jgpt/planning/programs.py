@@ -23,6 +23,7 @@ from jgpt.config import Config, ConfigError, from_config_dict
 from jgpt.objectives import make_objective
 from jgpt.planning.activations import saved_bytes
 from jgpt.planning.counts import count
+from jgpt.planning.even_load import room_over_even_load
 from jgpt.planning.hlo import parse
 from jgpt.training.assembly import make_steps, placed
 from jgpt.training.flops import flops_per_token
@@ -129,6 +130,7 @@ def describe(config: Config, mesh: jax.sharding.Mesh) -> dict[str, Any]:
             "flops_per_token": flops_per_token(config),
         },
         "mesh": dict(mesh.shape),
+        "room_over_even_load": room_over_even_load(config, mesh),
     }
     start = time.monotonic()
     try:

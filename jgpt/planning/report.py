@@ -30,6 +30,7 @@ def as_json(plan: Plan) -> str:
         "bound_by": plan.estimate and plan.estimate.bound_by,
         "estimated_mfu": plan.mfu,
         "pallas_flops_per_chip": plan.pallas_flops,
+        "spare_flops_per_chip": plan.spare_flops,
         "pallas_calls_by_kernel": plan.pallas_calls,
         "collectives": plan.collectives,
         "host_bytes_per_chip": plan.host_bytes,
@@ -101,12 +102,14 @@ def _work_table(plan: Plan) -> Table:
     for column in table.columns[1:]:
         column.justify = "right"
     estimate, needed = plan.estimate, plan.model_flops
-    flops = plan.matmul_flops + plan.pallas_flops
+    flops = plan.matmul_flops + plan.pallas_flops - plan.spare_flops
     table.add_row("model FLOPs", f"{needed:.4g}", "", "")
     table.add_row("executed in XLA's products", f"{plan.matmul_flops:.4g}", "", "")
     for name, calls in sorted(plan.pallas_calls.items()):
         table.add_row(f"  Pallas {name}", "", f"{calls:,}", "")
     table.add_row("declared by Pallas calls", f"{plan.pallas_flops:.4g}", "", "")
+    if plan.spare_flops:
+        table.add_row("  for rows without a token, skipped", f"-{plan.spare_flops:.4g}", "", "")
     table.add_row(
         "executed in all", f"{flops:.4g}", f"{flops / needed:.2f}x", seconds(estimate.compute)
     )

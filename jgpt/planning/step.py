@@ -14,6 +14,7 @@ from jgpt import models, sharding
 from jgpt.config import Config, ConfigError, to_dict
 from jgpt.planning import cache
 from jgpt.planning.estimate import Estimate, between_slices_bytes, estimate
+from jgpt.planning.even_load import spare_flops
 from jgpt.planning.topologies import Topology
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -51,6 +52,9 @@ class Plan:
     model_flops: float
     matmul_flops: float | None
     pallas_flops: float | None
+    """as declared"""
+    spare_flops: float | None
+    """of these, products of rows that hold no token while experts' loads are even"""
     pallas_calls: dict[str, int] | None
     collectives: dict[str, int] | None
     """executions by kind"""
@@ -202,7 +206,8 @@ def _plan(config: Config, topology: Topology, found: dict[str, Any]) -> Plan:
         reasons["matmul_flops_per_chip"] = (
             f"{counts['unknown_loops']} loops have no readable trip count and are counted once"
         )
-    flops = (counts["matmul_flops"] + counts["pallas_flops"]) * per_chip
+    spare = spare_flops(counts["pallas_flops_by_kernel"], found["room_over_even_load"])
+    flops = counts["matmul_flops"] + counts["pallas_flops"] - spare
     return Plan(
         **common,
         fits=True,
@@ -211,13 +216,14 @@ def _plan(config: Config, topology: Topology, found: dict[str, Any]) -> Plan:
         hbm_bytes=topology.chip.hbm_bytes,
         matmul_flops=counts["matmul_flops"] * per_chip,
         pallas_flops=counts["pallas_flops"] * per_chip,
+        spare_flops=spare * per_chip,
         pallas_calls=counts["pallas_calls"],
         collectives=counts["collectives"],
         wire_bytes=wire,
         moved_bytes=counts["hbm_bytes"] * per_chip,
         estimate=estimate(
             topology,
-            flops,
+            flops * per_chip,
             counts["hbm_bytes"] * per_chip,
             {int(n): sent * per_chip for n, sent in counts["wire_bytes_by_group"].items()},
             gradients,
@@ -259,6 +265,7 @@ def _too_large(common: dict[str, Any], sizes: dict[str, int], per_chip: int) -> 
         hbm_bytes=sizes["available"] * per_chip,
         matmul_flops=None,
         pallas_flops=None,
+        spare_flops=None,
         pallas_calls=None,
         collectives=None,
         wire_bytes=None,

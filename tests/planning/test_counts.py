@@ -171,6 +171,7 @@ def test_the_tpu_compilers_forms():
     assert found.matmul_flops == 5 * 2 * 8 * 128 * 256 * 64
     assert dict(found.pallas_calls) == {"kernel": 5}
     assert found.pallas_flops == 5 * 1000 and found.undeclared_calls == 0
+    assert dict(found.pallas_flops_by_kernel) == {"kernel": 5 * 1000}
     assert dict(found.collectives) == {"collective-permute": 1, "reduce-scatter": 1}
     assert found.wire_bytes["collective-permute"] == 8 * 128 * 256 * 2
     assert found.wire_bytes["reduce-scatter"] == 64 * 32 * 4 * 3 / 4

@@ -15,7 +15,7 @@ from rich.console import Console
 from jgpt import models, sharding
 from jgpt.config import ConfigError, from_config_dict
 from jgpt.data import pipeline
-from jgpt.planning import cache, report, search, step
+from jgpt.planning import cache, even_load, report, search, step
 from jgpt.planning.guess import divides
 from jgpt.planning.programs import BATCH, bytes_per_device, describe, out_of_memory, state_bytes
 from jgpt.planning.programs import compile_step as compile_for
@@ -143,6 +143,44 @@ def test_slices_are_data_parallel(compiler):
     assert two.wire_bytes["between-slices"] == one.memory["parameters"]
     with pytest.raises(ConfigError, match="slices"):
         one_slice(config_of({"data": 1, "fsdp": 16}), parse_topology("2xv5e-8"))
+
+
+MIXTURE = {"ffn_pattern": ("moe",), "moe": {"num_experts": 8, "top_k": 2, "exchange_factor": 1.5}}
+
+
+@pytest.mark.parametrize(
+    ("mesh", "moe", "room"),
+    [
+        ({"data": 1, "fsdp": 8}, {}, 1.0),
+        ({"data": 1, "fsdp": 2, "expert": 4}, {"dispatch": "capacity"}, 1.0),
+        # 2 x 4096 tokens a device, 2 experts each: 4 blocks of 4096 rows for an even load, each
+        # filled up by its half and one row, to a multiple of 128.
+        ({"data": 1, "fsdp": 2, "expert": 4}, {}, (1.5 * 4096 + 128) / 4096),
+    ],
+)
+def test_rows_without_a_token_are_not_counted_as_multiplied(mesh, moe, room):
+    config = config_of(mesh, 16, **MIXTURE | {"moe": MIXTURE["moe"] | moe})
+    config = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, sequence_length=4096)
+    )
+    assert even_load.room_over_even_load(config, sharding.make_mesh(config.mesh)) == room
+    flops = {"jvp_grouped_matmul_": 300.0, "attention_forward": 500.0}
+    assert even_load.spare_flops(flops, room) == pytest.approx(300 - 300 / room)
+
+
+def test_the_estimate_takes_loads_to_be_even(described):
+    """What kernels declare stays as it is; time is without the rows that they skip."""
+    declared = {"pallas_flops": 9e9, "pallas_flops_by_kernel": {"grouped_x": 9e9}}
+    found = described | {"counts": described["counts"] | declared}
+    topology = parse_topology("v5e-8")
+    plans = [
+        step._plan(config_of(), topology, found | {"room_over_even_load": room})
+        for room in (1.0, 1.5)
+    ]
+    assert [plan.pallas_flops for plan in plans] == [9e9, 9e9]
+    assert [plan.spare_flops for plan in plans] == [0, pytest.approx(3e9)]
+    saved = plans[0].estimate.compute - plans[1].estimate.compute
+    assert saved == pytest.approx(3e9 / topology.chip.peak_flops, rel=1e-6)
 
 
 def test_json_has_the_agreed_form(compiler, described, monkeypatch):
