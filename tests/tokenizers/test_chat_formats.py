@@ -1,10 +1,13 @@
 """Templates known by name: transformers' ids and masks, and the public models' texts."""
 
+import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 
 from jgpt import tokenizers
+from jgpt.tokenizers import chat
 from jgpt.tokenizers.chat_formats import FORMATS, open_template, token_names
 from tests.tokenizers import test_chat
 from tests.tokenizers.test_tokenizer_huggingface import llama_like
@@ -52,3 +55,32 @@ def test_a_tokenizer_without_a_bos_of_its_own_writes_none(folder):
     assert token_names(ours)["bos_token"] == ""
     text = open_template("jgpt", tokenizers.load(folder)).render(test_chat.TURNS[:1])
     assert text.startswith("<s><|user|>")
+
+
+PUBLISHED = {"llama3": "llama3", "gemma": "gemma", "chatml": "qwen2_5"}
+"""A format -> the name of the public model's template in `trl`."""
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("system", [False, True])
+@pytest.mark.parametrize("prompt", [False, True])
+def test_texts_are_those_of_published_templates(name, system, prompt):
+    library = importlib.util.find_spec("trl")
+    if library is None:
+        pytest.skip("trl is not installed; it has the templates of public models")
+    if name == "gemma" and system:
+        pytest.skip("it refuses a system text, which ours puts before the first question")
+    if name == "chatml" and not system:
+        pytest.skip("Qwen 2.5 then writes a system text of its own")
+    path = Path(library.submodule_search_locations[0], "chat_templates", f"{PUBLISHED[name]}.jinja")
+    published = chat.ChatTemplate(path.read_text(encoding="utf-8"), TOKENS)
+    turns = [
+        {"role": "user", "content": " 春の花は？\n二つ。"},
+        {"role": "assistant", "content": "桜と、梅です。"},
+        {"role": "user", "content": "夏は"},
+        {"role": "assistant", "content": "向日葵です。\n"},
+    ]
+    messages = [{"role": "system", "content": "短く。"}] * system + (turns[:3] if prompt else turns)
+    ours = chat.ChatTemplate(FORMATS[name].template, TOKENS)
+    assert ours.render(messages, prompt) == published.render(messages, prompt)
