@@ -12,79 +12,14 @@ Prints a table, and one JSON line last.
 import argparse
 import pathlib
 import sys
-import time
 
 ROOT = pathlib.Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from experiments.benchmarks import harness
+from experiments.benchmarks import harness, whole_steps
 from experiments.benchmarks.peers import problem
 
 PEERS = ("transformers", "lean compiled torch")
-
-
-def jgpt_config(shape: problem.Shape, dtype: str):
-    """The run's config for a shape; no clipping and no auxiliary losses, as in the peers."""
-    from jgpt.config import from_config_dict
-
-    model = {
-        "vocab_size": shape.vocab,
-        "num_layers": shape.layers,
-        "hidden_size": shape.width,
-        "num_heads": shape.heads,
-        "num_kv_heads": shape.kv_heads,
-        "intermediate_size": shape.ffn,
-        "norm_epsilon": problem.NORM_EPSILON,
-        "rope_theta": problem.ROPE_THETA,
-        "dtype": dtype,
-    }
-    if shape.experts:
-        model["ffn_pattern"] = ("moe",)
-        model["moe"] = {
-            "num_experts": shape.experts,
-            "top_k": shape.top_k,
-            "balance_coefficient": 0.0,
-            "z_coefficient": 0.0,
-        }
-    optimizer = {**problem.ADAMW, "schedule": "constant", "warmup_steps": 0, "clip_norm": 0.0}
-    return from_config_dict({"model": model, "optimizer": optimizer})
-
-
-def jgpt_params(shape: problem.Shape) -> dict:
-    """The shared initial weights as this project's parameter tree."""
-    tensors = problem.weights(shape)
-    params = {
-        "embedding": {"table": tensors["model.embed_tokens.weight"]},
-        "final_norm": {"scale": tensors["model.norm.weight"]},
-        "head": {"kernel": tensors["lm_head.weight"].T},
-    }
-    attention = {"query": "q", "key": "k", "value": "v", "output": "o"}
-    for i in range(shape.layers):
-        prefix = f"model.layers.{i}."
-        layer = {
-            "attention_norm": {"scale": tensors[prefix + "input_layernorm.weight"]},
-            "ffn_norm": {"scale": tensors[prefix + "post_attention_layernorm.weight"]},
-            "attention": {
-                ours: {"kernel": tensors[f"{prefix}self_attn.{theirs}_proj.weight"].T}
-                for ours, theirs in attention.items()
-            },
-        }
-        mlp = prefix + "mlp."
-        if shape.experts:
-            both = tensors[mlp + "experts.gate_up_proj"].transpose(0, 2, 1)
-            layer["moe"] = {
-                "router": {"kernel": tensors[mlp + "gate.weight"].T},
-                "gate": {"kernel": both[..., : shape.ffn]},
-                "up": {"kernel": both[..., shape.ffn :]},
-                "down": {"kernel": tensors[mlp + "experts.down_proj"].transpose(0, 2, 1)},
-            }
-        else:
-            layer["ffn"] = {
-                name: {"kernel": tensors[f"{mlp}{name}_proj.weight"].T}
-                for name in ("gate", "up", "down")
-            }
-        params[f"layers_{i}"] = layer
-    return params
 
 
 def work(shape_name: str, dtype: str) -> None:
@@ -93,7 +28,6 @@ def work(shape_name: str, dtype: str) -> None:
 
     import jax
     import jax.numpy as jnp
-    import numpy as np
 
     from jgpt import models, trees
     from jgpt.objectives import make_objective
@@ -102,8 +36,8 @@ def work(shape_name: str, dtype: str) -> None:
     from jgpt.training.step import make_train_step
 
     shape = problem.SHAPES[shape_name]
-    config = jgpt_config(shape, dtype)
-    params = jax.tree.map(jnp.array, jgpt_params(shape))
+    config = whole_steps.run_config(shape, dtype)
+    params = jax.tree.map(jnp.array, whole_steps.params(shape))
     expected = trees.leaves_by_path(models.abstract_params(config.model))
     given = trees.leaves_by_path(params)
     assert {k: v.shape for k, v in given.items()} == {k: v.shape for k, v in expected.items()}
@@ -111,29 +45,7 @@ def work(shape_name: str, dtype: str) -> None:
     optimizer = make_optimizer(config.optimizer, 10_000, params)
     state = jax.jit(lambda p: init_state(lambda _: p, optimizer, jax.random.key(0)))(params)
     train_step = make_train_step(make_objective(config), apply, optimizer, config)
-    weights = np.ones((shape.batch, shape.sequence), np.float32)
-    weights[:, -1] = 0
-    batches = [
-        {
-            "inputs": jnp.asarray(tokens, jnp.int32),
-            "targets": jnp.asarray(np.roll(tokens, -1, axis=1), jnp.int32),
-            "loss_weights": jnp.asarray(weights),
-        }
-        for tokens in problem.token_batches(shape)
-    ]
-    start = time.perf_counter()
-    compiled = jax.jit(train_step, donate_argnums=0).lower(state, batches[0]).compile()
-    compile_seconds = time.perf_counter() - start
-    losses = []
-
-    def step():
-        nonlocal state
-        state, metrics = compiled(state, batches[len(losses) % len(batches)])
-        losses.append(float(metrics["loss"]))
-
-    for _ in range(3):
-        step()
-    harness.serve(step, {"compile_seconds": compile_seconds, "losses": losses[:3]})
+    whole_steps.serve(jax.jit(train_step, donate_argnums=0), state, shape)
 
 
 def compare(shape_name: str, dtype: str, peers: tuple[str, ...], rounds: int, steps: int):
@@ -142,14 +54,7 @@ def compare(shape_name: str, dtype: str, peers: tuple[str, ...], rounds: int, st
     torch_script = str(pathlib.Path(__file__).parent / "peers" / "torch_train.py")
     workers = [harness.Worker("jgpt", __file__, ["--work", f"{shape_name},{dtype}"])]
     workers += [harness.Worker(p, torch_script, [p, shape_name, dtype]) for p in peers]
-    tolerance = 1e-3 if dtype == "float32" else 1e-2
-    for worker in workers[1:]:
-        for mine, theirs in zip(workers[0].facts["losses"], worker.facts["losses"]):
-            if abs(mine - theirs) > tolerance * theirs:
-                raise SystemExit(
-                    f"{worker.name} does other work: losses {worker.facts['losses']} against "
-                    f"{workers[0].facts['losses']}"
-                )
+    whole_steps.check_losses(workers, 1e-3 if dtype == "float32" else 1e-2)
     harness.alternate(workers, rounds, steps)
     for worker in workers:
         worker.close()
@@ -166,21 +71,7 @@ def compare(shape_name: str, dtype: str, peers: tuple[str, ...], rounds: int, st
         for w in workers
     ]
 
-    def row(metric, unit, value, higher_is_better=True):
-        mine, *others = (value(w) for w in workers)
-        named = {w.name: round(v, 3) for w, v in zip(workers[1:], others)}
-        case = f"{shape_name} {dtype}"
-        return harness.row(
-            case, metric, unit, round(mine, 3), named, higher_is_better=higher_is_better
-        )
-
-    rows = [
-        row("throughput", "tokens/s", lambda w: shape.tokens / w.median),
-        row("throughput per CPU-second", "tokens/CPU-s", lambda w: shape.tokens / w.cpu_median),
-        row("compile and first steps", "s", lambda w: w.facts["compile_seconds"], False),
-        row("peak memory", "MB", lambda w: w.facts["peak_mb"], False),
-    ]
-    return lines, rows
+    return lines, whole_steps.rows(f"{shape_name} {dtype}", shape, workers)
 
 
 def main():

@@ -93,3 +93,50 @@ def training_flops(shape: Shape) -> float:
     attention = 2 * 2 * shape.sequence * shape.heads * shape.head_dim / 2
     forward = 2 * (shape.layers * per_layer + d * shape.vocab) + shape.layers * attention
     return 3.0 * forward * shape.tokens
+
+
+RANK, ALPHA = 8, 16.0
+TARGETS = {
+    "qv": ("q_proj", "v_proj"),
+    "all-linear": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+}
+"""Which maps of every layer LoRA adapts, by the names that `peft` knows."""
+
+
+def adapters(shape: Shape, targets: str, seed: int = 2) -> dict[str, np.ndarray]:
+    """Float32 A [r, in] and B [out, r] of a dense shape, under `peft`'s names.
+
+    B is not 0, so that the first losses show that adapters are computed with.
+    """
+    random = np.random.default_rng(seed)
+    q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    sizes = {
+        "self_attn.q_proj": (shape.width, q),
+        "self_attn.k_proj": (shape.width, kv),
+        "self_attn.v_proj": (shape.width, kv),
+        "self_attn.o_proj": (q, shape.width),
+        "mlp.gate_proj": (shape.width, shape.ffn),
+        "mlp.up_proj": (shape.width, shape.ffn),
+        "mlp.down_proj": (shape.ffn, shape.width),
+    }
+    tensors = {}
+    for i in range(shape.layers):
+        for name, (fan_in, out) in sizes.items():
+            if name.split(".")[1] in TARGETS[targets]:
+                for part, size in (("A", (RANK, fan_in)), ("B", (out, RANK))):
+                    values = random.standard_normal(size, dtype=np.float32) * np.float32(0.02)
+                    tensors[f"model.layers.{i}.{name}.lora_{part}.weight"] = values
+    return tensors
+
+
+def lora_flops(shape: Shape, targets: str) -> float:
+    """FLOPs of a LoRA step: no product for a frozen weight's gradient; the adapters' own in full.
+
+    Attention's products have their gradients as in full training; of a frozen map there is `W x`
+    and the gradient of x, which the queries, keys and values of the first layer do not need.
+    """
+    attention = shape.layers * 2 * 2 * shape.sequence * shape.heads * shape.head_dim / 2
+    maps = training_flops(shape) / shape.tokens / 3 - attention
+    first = 2 * shape.width * (shape.heads + 2 * shape.kv_heads) * shape.head_dim
+    thin = 2 * sum(tensor.size for tensor in adapters(shape, targets).values())
+    return shape.tokens * (2 * maps - first + 3 * attention + 3 * thin)

@@ -148,15 +148,12 @@ class Lean(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
 
 
-def main():
-    contender, shape_name, dtype = sys.argv[1:]
-    shape = problem.SHAPES[shape_name]
+def serve(run, parameters, shape: problem.Shape, dtype: str) -> None:
+    """Takes three AdamW steps on `parameters`, and more when told to; `run(ids)` is the loss."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    model = Transformers(shape) if contender == "transformers" else Lean(shape)
-    run = torch.compile(model) if contender == "lean compiled torch" else model
     rates = problem.ADAMW
     optimizer = torch.optim.AdamW(
-        model.parameters(),
+        parameters,
         lr=rates["learning_rate"],
         betas=(rates["b1"], rates["b2"]),
         eps=rates["epsilon"],
@@ -179,6 +176,14 @@ def main():
     for _ in range(3):
         step()
     harness.serve(step, {"compile_seconds": time.perf_counter() - start, "losses": losses[:3]})
+
+
+def main():
+    contender, shape_name, dtype = sys.argv[1:]
+    shape = problem.SHAPES[shape_name]
+    model = Transformers(shape) if contender == "transformers" else Lean(shape)
+    run = torch.compile(model) if contender == "lean compiled torch" else model
+    serve(run, model.parameters(), shape, dtype)
 
 
 if __name__ == "__main__":
