@@ -1,6 +1,6 @@
 """Every setting with its default and meaning; other configs change a few lines.
 
-Generated from `jgpt/config.py`: `python -m jgpt.config > configs/default.py`.
+Generated from `jgpt/config/`: `python -m jgpt.config > configs/default.py`.
 """
 
 import ml_collections
