@@ -15,9 +15,11 @@ from jgpt.data.sources import parse_sources
 from jgpt.evals import drift, labels, ngram, perplexity, replies, wellformed
 from jgpt.evals.writing import Sample
 from jgpt.objectives import Apply
+from jgpt.peft.adalora import final_ranks
 from jgpt.peft.starts import SPLITS
 from jgpt.training import state as train_state
 from jgpt.training.setup import Run
+from jgpt.training.trainable import unrolled_paths
 from jgpt.typing import Batch, PyTree
 
 LABELLED = ("classification", "regression")
@@ -110,6 +112,20 @@ class Evaluator:
         compare = partial(jax.jit(sums, out_shardings=sharding.replicated(run.mesh)), first)
         placed = (sharding.device_batch(run.mesh, batch) for batch in batches)
         return dict(drift.make(compare, placed, emits_unk=run.tokenizer.emits_unk)(variables))
+
+    def ranks(self, variables: PyTree) -> dict[str, Any]:
+        """`ranks`: module -> rank that the method has left it, a list of them where it is a layer
+        of experts; {} where ranks are what the config says."""
+        run = self._run
+        if run.config.peft.method != "adalora":
+            return {}
+        count = jax.jit(final_ranks, out_shardings=sharding.replicated(run.mesh))
+        found = {}
+        for path, ranks in jax.device_get(count(variables[train_state.ADAPTERS])).items():
+            places = unrolled_paths(path, run.config.model)
+            each = [ranks] if places == [path] else ranks
+            found |= {place: rank.tolist() for place, rank in zip(places, each, strict=True)}
+        return {"ranks": found}
 
     def _origin(self, variables: PyTree) -> tuple[Apply, PyTree]:
         """(apply, variables) of the model that the run began as.

@@ -372,10 +372,12 @@ class Loop:
         figures = {**self.validated, "step": steps}
         number = self.config.sample.final_samples
         samples = self._write_samples(state, steps, number) if number else []
+        held = train_state.variables(state, use_ema=True)
         with self.clock.part("samples"):
-            figures |= self.evaluator.check(train_state.variables(state, use_ema=True))
+            figures |= self.evaluator.check(held)
         with self.clock.part("drift"):
-            figures |= self.evaluator.drift(train_state.variables(state, use_ema=True))
+            figures |= self.evaluator.drift(held)
+        figures |= self.evaluator.ranks(train_state.variables(state))
         with self.clock.part("baselines"):
             figures |= self.evaluator.finish(samples, steps)
         figures |= {

@@ -6,6 +6,7 @@ is still going on or was stopped.
 
 import html
 import json
+import re
 import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -45,6 +46,7 @@ def page(files: Workdir) -> str:
         _section("Training", _curves(train, windows)),
         _section("Load of the experts", _experts(windows)),
         _section("Baselines", _baselines(validation, final)),
+        _section("Ranks", _ranks(final)),
         _section("Forgetting", _forgetting(final)),
         _section("Samples", _samples(files)),
         _section("Data and tokenizer", _data(facts, final)),
@@ -92,8 +94,10 @@ def _head(facts: dict, train: list[dict], final: dict) -> str:
     status = "finished" if final.get("step") == at and final else f"at step {at:,} of {steps:,}"
     experts = config["model"]["moe"]["num_experts"]
     kind = f"{experts} experts, top-{config['model']['moe']['top_k']}" if experts else "dense"
+    total, trained = model["parameters"], model["trained_parameters"]
+    part = f"{trained:,} trained ({trained / total:.3%}), " if trained != total else ""
     return (
-        f"<h1>{_escape(config['name'])}</h1><p class=lead>{model['parameters']:,} parameters, "
+        f"<h1>{_escape(config['name'])}</h1><p class=lead>{total:,} parameters, {part}"
         f"{model['active_parameters']:,} per token ({kind}) · {device['count']} × "
         f"{_escape(device['kind'])} · {status}</p>"
     )
@@ -244,6 +248,23 @@ def _baselines(validation: list[dict], final: dict) -> str:
     )
     shown = [(n, f"{loss:.4f}", f"{bits:.4f}" if bits else "–") for n, loss, bits in rows]
     return note + _table(shown, ("", "nats per token", "bits per character"))
+
+
+def _ranks(final: dict) -> str:
+    """A row per layer and a column per module; of a layer of experts the mean."""
+    rows: dict[str, dict[str, str]] = {}
+    for path, rank in final.get("ranks", {}).items():
+        layer, module = re.fullmatch(r"(.*layers_\d+/)?(.*)", path).groups()
+        rows.setdefault((layer or "").rstrip("/"), {})[module] = f"{np.mean(rank):.3g}"
+    if not rows:
+        return ""
+    modules = list(dict.fromkeys(module for row in rows.values() for module in row))
+    table = [
+        (layer, *(rows[layer].get(module, "") for module in modules))
+        for layer in sorted(rows, key=lambda name: re.sub(r"\d+", lambda n: n[0].zfill(4), name))
+    ]
+    note = '<p class="lead">What the method has left each module of its budget.</p>'
+    return note + _table(table, ("", *modules))
 
 
 def _forgetting(final: dict) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -13,9 +14,10 @@ from jgpt.interop.start import prepare
 from jgpt.sharding import device_batch, make_mesh
 from jgpt.training import forgetting, loop
 from jgpt.training.assembly import make_steps, placed
-from jgpt.training.state import variables
-from jgpt.training.state_files import saved_arrays
-from jgpt.training.trainable import make_trainable
+from jgpt.training.evaluation import Evaluator
+from jgpt.training.state import ADAPTERS, variables
+from jgpt.training.state_files import nested, saved_arrays
+from jgpt.training.trainable import make_trainable, unrolled_paths
 from jgpt.trees import leaves_by_path
 from tests.training.test_meshes import DENSE, MOE, batch, config_of
 from tests.training.tiny import settings
@@ -90,6 +92,28 @@ def test_what_is_frozen_stays_bit_for_bit_and_what_is_trained_moves(method):
     }
     assert all(moved.values()), [path for path, value in moved.items() if not value]
     assert np.isfinite(metrics["total"])
+
+
+@pytest.mark.parametrize("model", [{**DENSE, "scan_layers": "on"}, DENSE, SCANNED_MOE])
+def test_a_finished_run_says_what_rank_every_module_was_left(model):
+    config = adapted(model, method="adalora")
+    rng = np.random.default_rng(0)
+    trained = make_trainable(config).abstract.params[ADAPTERS]
+    lambdas = {
+        path: rng.normal(size=leaf.shape) * rng.integers(0, 2, leaf.shape)
+        for path, leaf in leaves_by_path(trained).items()
+    }
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    found = Evaluator(SimpleNamespace(config=config, mesh=mesh)).ranks({ADAPTERS: nested(lambdas)})
+    expected = {
+        path.removesuffix("/lora_e"): (row != 0).sum(-1).tolist()
+        for stack, leaf in lambdas.items()
+        if stack.endswith("/lora_e")
+        for places in [unrolled_paths(stack, config.model)]
+        for path, row in zip(places, leaf if places != [stack] else [leaf], strict=True)
+    }
+    assert found == {"ranks": expected}
+    assert {f"layers_{i}/attention/query" for i in range(config.model.num_layers)} <= set(expected)
 
 
 @pytest.mark.parametrize(

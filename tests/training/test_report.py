@@ -11,7 +11,7 @@ import pytest
 from jgpt.config import Config, to_dict
 from jgpt.training import charts, report
 from jgpt.training.metrics import JsonLines
-from jgpt.training.workdir import Workdir, write_json
+from jgpt.training.workdir import Workdir, read_json, write_json
 
 LAYERS, EXPERTS, STEPS = 2, 4, 300
 
@@ -27,7 +27,12 @@ def fake_run(folder: Path, steps: int = STEPS) -> Workdir:
         "config": config,
         "versions": {"jax": "0.10.2"},
         "device": {"kind": "cpu", "count": 1, "mesh": {"data": 1}, "peak_flops": None},
-        "model": {"parameters": 6_700_000, "active_parameters": 3_100_000, "flops_per_token": 1e7},
+        "model": {
+            "parameters": 6_700_000,
+            "trained_parameters": 6_700_000,
+            "active_parameters": 3_100_000,
+            "flops_per_token": 1e7,
+        },
         "tokenizer": {
             "kind": "unigram",
             "vocab_size": 4000,
@@ -164,6 +169,29 @@ def test_samples_are_shown_with_verdicts_and_wrong_sentences_marked(page):
     assert '<div lang="ja"><b>ある朝、</b>猫は魚を食べた。</div>' in page
     assert '<span class="wrong">猫魚に&lt;script&gt;が。</span>' in page
     assert ">1 of 1</span>" in page and ">0 of 1</span>" in page
+
+
+def test_an_adapter_run_says_how_much_it_trains_and_what_ranks_were_left(tmp_path):
+    files = fake_run(tmp_path, steps=5)
+    assert " trained (" not in report.page(files) and "Ranks" not in report.page(files)
+    facts, final = read_json(files.run), read_json(files.final)
+    facts["model"]["trained_parameters"] = 13_400
+    ranks = {
+        "layers_10/attention/query": 3,
+        "layers_9/ffn/up": [1, 2],
+        "layers_9/attention/query": 0,
+    }
+    write_json(files.run, facts)
+    write_json(files.final, {**final, "ranks": ranks})
+    page = report.page(files)
+    assert "6,700,000 parameters, 13,400 trained (0.200%), 3,100,000 per token" in page
+    table = page[page.index("<h2>Ranks</h2>") :].partition("</table>")[0]
+    rows = [re.findall(r"<t[dh][^>]*>([^<]*)<", row) for row in table.split("<tr>")[1:]]
+    assert rows == [
+        ["", "attention/query", "ffn/up"],
+        ["layers_9", "0", "1.5"],
+        ["layers_10", "3", ""],
+    ]
 
 
 def test_names_from_outside_are_escaped(page):
