@@ -1,6 +1,29 @@
-"""Weights of random `transformers` models as parameter trees, written out name by name."""
+"""Random `transformers` models, and their weights as parameter trees, written out name by name."""
 
 import re
+
+
+def random_llama(folder, noise, **sizes):
+    """A small Llama in `folder`, every weight of it random."""
+    import torch
+    import transformers
+
+    config = transformers.LlamaConfig(
+        vocab_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=16,
+        pad_token_id=0,
+        **sizes,
+    )
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(noise * torch.randn(parameter.shape))
+    model.save_pretrained(folder)
+    return folder
 
 
 def tensors(model, gradients=False):

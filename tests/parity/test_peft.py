@@ -16,6 +16,7 @@ from jgpt.config import AdaLoraConfig, PeftConfig
 from jgpt.interop.parity import on_one_device
 from jgpt.peft import hooks
 from jgpt.peft.adapters import by_site, flat, nested
+from tests.parity.hf_models import random_llama
 
 torch = pytest.importorskip("torch", reason="compares with peft, which runs on torch")
 transformers = pytest.importorskip("transformers", reason="compares with peft on its models")
@@ -67,24 +68,7 @@ CASES = {
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
     """The folder of a small model with random weights."""
-    config = transformers.LlamaConfig(
-        vocab_size=40,
-        num_hidden_layers=2,
-        hidden_size=16,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=24,
-        max_position_embeddings=16,
-        pad_token_id=0,
-    )
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape))
-    folder = tmp_path_factory.mktemp("llama")
-    model.save_pretrained(folder)
-    return folder
+    return random_llama(tmp_path_factory.mktemp("llama"), 0.2, hidden_size=16, intermediate_size=24)
 
 
 def theirs(folder, config):

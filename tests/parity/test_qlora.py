@@ -11,6 +11,7 @@ from jgpt import models, peft
 from jgpt.config import PeftConfig
 from jgpt.interop.parity import on_one_device
 from jgpt.peft.quantization import quantized
+from tests.parity.hf_models import random_llama
 from tests.parity.test_peft import LEAVES, close
 
 torch = pytest.importorskip("torch", reason="compares with peft, which runs on torch")
@@ -38,24 +39,9 @@ TOLERANCE = {False: 1e-4, True: 2e-3}
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
     """The folder of a small model whose widths are whole blocks of 64."""
-    config = transformers.LlamaConfig(
-        vocab_size=40,
-        num_hidden_layers=2,
-        hidden_size=64,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=128,
-        max_position_embeddings=16,
-        pad_token_id=0,
+    return random_llama(
+        tmp_path_factory.mktemp("llama"), 0.1, hidden_size=64, intermediate_size=128
     )
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape))
-    folder = tmp_path_factory.mktemp("llama")
-    model.save_pretrained(folder)
-    return folder
 
 
 def theirs(folder, double):
