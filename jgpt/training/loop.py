@@ -28,7 +28,7 @@ from jgpt.training import state as train_state
 from jgpt.training.assembly import Start, placed
 from jgpt.training.evaluation import Evaluator
 from jgpt.training.metrics import Clock, JsonLines, TensorBoard, expert_load
-from jgpt.training.progress import Display
+from jgpt.training.progress import Display, closing
 from jgpt.training.setup import Run, set_up
 from jgpt.training.signals import Stopped, StopRequest
 from jgpt.training.state import TrainState
@@ -391,22 +391,3 @@ class Loop:
         self.display.say(closing(figures))
         self.display.say(f"report: {self.parts.files.report}")
         return figures
-
-
-def closing(figures: dict[str, Any]) -> str:
-    """The final figures that matter most, in one line."""
-    forms = {
-        "validation_loss": "validation loss {:.4f}",
-        "trigram_loss": "Kneser-Ney trigram {:.4f}",
-        "unigram_loss": "unigram {:.4f}",
-        "validation_bits_per_character": "{:.4f} bits/character",
-        "drift_kl": "moved by {:.4f} nats/token on old text",
-        "checked_accuracy": "{:.1%} of questions answered rightly",
-        "exchanges_dropped": "{:,} exchanges dropped",
-        "prompts_cut": "{:,} prompts cut",
-        "replies_cut": "{:,} replies cut",
-        "wellformed_share": "{:.1%} of sentences well formed",
-        "verbatim_share": "{:.1%} verbatim from training",
-        "total_seconds": "{:.0f} s in all",
-    }
-    return "  ".join(form.format(figures[name]) for name, form in forms.items() if name in figures)

@@ -24,6 +24,27 @@ def summary(figures: Mapping[str, Any]) -> str:
     return "  ".join(parts)
 
 
+def closing(figures: Mapping[str, Any]) -> str:
+    """The final figures that matter most, in one line."""
+    forms = {
+        "validation_loss": "validation loss {:.4f}",
+        "trigram_loss": "Kneser-Ney trigram {:.4f}",
+        "unigram_loss": "unigram {:.4f}",
+        "validation_bits_per_character": "{:.4f} bits/character",
+        "validation_accuracy": "accuracy {:.1%}",
+        "validation_pearson": "Pearson {:.3f}",
+        "drift_kl": "moved by {:.4f} nats/token on old text",
+        "checked_accuracy": "{:.1%} of questions answered rightly",
+        "exchanges_dropped": "{:,} exchanges dropped",
+        "prompts_cut": "{:,} prompts cut",
+        "replies_cut": "{:,} replies cut",
+        "wellformed_share": "{:.1%} of sentences well formed",
+        "verbatim_share": "{:.1%} verbatim from training",
+        "total_seconds": "{:.0f} s in all",
+    }
+    return "  ".join(form.format(figures[name]) for name, form in forms.items() if name in figures)
+
+
 class Display:
     """Writes to standard output; silent in all processes but the first."""
 
