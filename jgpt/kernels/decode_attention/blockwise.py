@@ -12,10 +12,14 @@ from jax import lax
 
 from jgpt.kernels.attention.mask import Indices, bias_scores, visible
 from jgpt.kernels.decode_attention.stored import Contents, Slots, Stored, contents, num_slots
+from jgpt.kernels.device import device_platform
 from jgpt.typing import Array, Bias, Mask
 
 BLOCK = 1024
 """Slots in a block, about."""
+FEW = 4
+"""Up to so many query rows per key/value head, each is multiplied alone on CPU: XLA turns the
+keys over for a product of several rows, which costs more than the product."""
 
 
 def supports(*arguments, **options) -> str:
@@ -55,7 +59,7 @@ def decode_attention(
 
     def logits(kept: Contents) -> Array:
         """[B, K, G Q, n], -inf where a query does not see a slot."""
-        s = _dot(rows, kept.k, 3, dtype) * scale
+        s = _scores(rows, kept.k, dtype) * scale
         if kept.k_scales is not None:
             s *= kept.k_scales[:, :, None]
         if softcap:
@@ -113,6 +117,14 @@ def _ungrouped(x: Array, queries: int) -> Array:
 def _operand(q: Array, x: Array) -> jnp.dtype:
     """Of the multiplications: integers are exact in any of our float types."""
     return q.dtype if x.dtype == jnp.int8 else jnp.promote_types(q.dtype, x.dtype)
+
+
+def _scores(rows: Array, k: Array, dtype: jnp.dtype) -> Array:
+    """[B, K, R, n] of rows [B, K, R, d] and keys [B, K, n, d]."""
+    if rows.shape[2] > FEW or device_platform() != "cpu":
+        return _dot(rows, k, 3, dtype)
+    alone = jnp.split(rows, rows.shape[2], axis=2)
+    return jnp.concatenate([_dot(row, k, 3, dtype) for row in alone], axis=2)
 
 
 def _dot(rows: Array, x: Array, axis: int, dtype: jnp.dtype) -> Array:
