@@ -111,6 +111,38 @@ def test_the_training_step_compiles_for_tpu(name):
         assert facts["kernels"] >= 4, "keys at home and keys of the others"
 
 
+SCATTERED = """
+import json, sys
+import jax
+from jax.experimental import topologies
+from jax.sharding import NamedSharding, PartitionSpec
+from jgpt import sharding
+from jgpt.config import MeshConfig
+from jgpt.layers.expert_parallel import _scattered
+
+topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:4x4")
+mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=4, expert=4), topology.devices)
+place = PartitionSpec(("fsdp", "expert"))
+found = []
+for shape, axis in json.loads(sys.argv[1]):
+    run = jax.shard_map(lambda dy: _scattered(2 * dy[0], ("fsdp",), axis)[None], mesh=mesh,
+                        in_specs=place, out_specs=place, check_vma=False)
+    dy = jax.ShapeDtypeStruct((16, *shape), "bfloat16", sharding=NamedSharding(mesh, place))
+    text = jax.jit(run).lower(dy).compile().as_text()
+    found.append(["reduce-scatter" in text, " all-reduce(" in text])
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.tpu_aot
+@pytest.mark.slow
+def test_gradients_of_experts_cost_a_reduce_scatter():
+    """One expert's matrix that is cut along its rows, along its columns, one tile a device."""
+    pytest.importorskip("libtpu", reason="the TPU compiler: pip install libtpu")
+    cases = [((1, 512, 1024), 1), ((1, 1024, 512), 2), ((2, 1024, 2048), 2)]
+    assert compiled(SCATTERED, cases) == [[True, False]] * len(cases)
+
+
 LAYER = """
 import json, sys
 import jax, jax.numpy as jnp

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 from jaxtyping import Bool, Float
 
@@ -54,6 +55,9 @@ RAGGED_DEVICES: dict[str, int] = {
 
 Found by compiling with libtpu 0.0.52: v5e refuses from 4x8 on ("limited ICI routing"), v6e and v5p
 take all that were tried (to 16x16 and 8x8x8), tpu7x refuses; v4 was not tried."""
+
+TILE = 128
+"""Columns that lie together in a TPU's memory."""
 
 GATHERED = "expert_kernels"
 """Name of the gathered matrices, by which they are left out of what is kept for the backward."""
@@ -273,7 +277,26 @@ def _gathered_forward(kernel, names, axis, dtype):
 
 
 def _gathered_backward(names, axis, dtype, _, dy):
-    return (lax.psum_scatter(dy, names, scatter_dimension=axis, tiled=True),)
+    return (_scattered(dy, names, axis),)
+
+
+def _scattered(dy: Array, names: tuple[str, ...], axis: int) -> Array:
+    """The sum over devices, cut along `axis`, in a form that costs a reduce-scatter on TPU.
+
+    The compiler adds up by an all-reduce and cuts afterwards, which sends twice as much, where a
+    first axis of size 1 lies before the one that is cut, and where every device gets only one tile
+    of columns of the last axis.
+    """
+    rows = dy[0] if dy.shape[0] == 1 and axis > 0 else dy
+    axis -= dy.ndim - rows.ndim
+    columns = dy.shape[-1] // math.prod(lax.axis_size(name) for name in names)
+    turned = rows.ndim > 1 and axis == rows.ndim - 1 and columns < 2 * TILE
+    if turned:
+        in_order = Layout(tuple(range(rows.ndim)))
+        rows, axis = with_layout_constraint(jnp.swapaxes(rows, -1, -2), in_order), axis - 1
+    part = lax.psum_scatter(rows, names, scatter_dimension=axis, tiled=True)
+    part = jnp.swapaxes(part, -1, -2) if turned else part
+    return part if part.ndim == dy.ndim else part[None]
 
 
 _gathered.defvjp(_gathered_forward, _gathered_backward)

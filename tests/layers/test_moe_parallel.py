@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax.core import meta
 from jax import lax
-from jax.sharding import AbstractMesh, NamedSharding
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from jgpt.config import ConfigError, MeshConfig, ModelConfig, MoEConfig
 from jgpt.layers import exchange, expert_parallel
@@ -233,6 +233,28 @@ def test_rows_travel_no_more_often_than_they_must(dispatch, rows):
         return len(re.findall(rf"stablehlo\.all_to_all.* -> tensor<{rows}x{D}xf32>", text))
 
     assert [travels(remat) for remat in ("none", "dots", "full")] == [4, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [((1, 8, 6), 1), ((1, 6, 8), 2), ((2, 6, 8), 2), ((3, 8), 1), ((1, 8), 1), ((2, 3, 1024), 2)],
+)
+def test_a_scattered_gradient_is_the_sum_cut(shape, axis):
+    """Whatever form it takes for the compiler's sake: one expert alone, few columns, many."""
+    mesh = make_mesh(MeshConfig(data=1, fsdp=4, expert=2))
+    parts = np.random.default_rng(3).normal(size=(8, *shape)).astype(np.float32)
+    everywhere = PartitionSpec(("fsdp", "expert"))
+    run = jax.shard_map(
+        lambda dy: expert_parallel._scattered(dy[0], ("fsdp",), axis)[None],
+        mesh=mesh,
+        in_specs=everywhere,
+        out_specs=everywhere,
+        check_vma=False,
+    )
+    found = np.asarray(jax.jit(run)(parts)).reshape(4, 2, *np.split(parts[0], 4, axis)[0].shape)
+    sums = parts.reshape(4, 2, *shape).sum(axis=0)
+    expected = np.stack(np.split(sums, 4, axis + 1))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
