@@ -59,6 +59,21 @@ def make_sums(
     return sums
 
 
+def without_virtual_tokens(batch: Batch) -> Batch:
+    """The batch as a model sees it that knows no virtual tokens: they are padding, and do not count
+    in the positions of their documents."""
+    virtual, segments = batch["inputs"] < 0, batch["segment_ids"]
+    rows = jnp.arange(len(segments))[:, None]
+    before = jnp.zeros((len(segments), segments.shape[1] + 1), jnp.int32)
+    before = before.at[rows, segments].add(virtual.astype(jnp.int32))
+    return {
+        **batch,
+        "inputs": jnp.where(virtual, 0, batch["inputs"]),
+        "segment_ids": jnp.where(virtual, 0, segments),
+        "positions": jnp.where(virtual, 0, batch["positions"] - before[rows, segments]),
+    }
+
+
 def make(
     compare: Callable[[PyTree, Any], dict[str, jax.Array]],
     batches: Iterable[Any],

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from jgpt import models, sharding
+from jgpt.config import ModelConfig
 from jgpt.data import pipeline
 from jgpt.data.sources import parse_sources
 from jgpt.evals import drift, labels, ngram, perplexity, replies, wellformed
@@ -19,7 +20,7 @@ from jgpt.peft.adalora import final_ranks
 from jgpt.peft.starts import SPLITS
 from jgpt.training import state as train_state
 from jgpt.training.setup import Run
-from jgpt.training.trainable import unrolled_paths
+from jgpt.training.trainable import make_trainable, unrolled_paths
 from jgpt.typing import Batch, PyTree
 
 LABELLED = ("classification", "regression")
@@ -132,11 +133,14 @@ class Evaluator:
 
         It is there already where adapters alone are trained; otherwise it is read again.
         """
-        run, peft = self._run, self._run.config.peft
-        alone = peft.method != "none" and peft.init not in SPLITS and not peft.train_also
-        if alone and not run.config.model.num_labels:
+        run = self._run
+        fitted = make_trainable(run.config).peft  # its settings have the method's own defaults
+        kept = fitted is not None and fitted.settings.init not in SPLITS
+        settings = run.config.peft
+        if kept and not (settings.train_also or settings.adapters or run.config.model.num_labels):
             rest = {k: v for k, v in variables.items() if k in ("params", "selection_bias")}
-            return partial(models.apply, run.config.model), rest
+            plain = _unprompted if run.config.data.virtual_tokens else models.apply
+            return partial(plain, run.config.model), rest
         return run.apply, train_state.variables(run.init())
 
     def _validation_batch(self, index: int) -> Batch:
@@ -219,6 +223,11 @@ class Evaluator:
         if run.config.objective.name == "pretrain" and run.all_validation_batches():
             figures |= dict(ngram.make(run.all_validation_batches)(counter))
         return figures
+
+
+def _unprompted(model: ModelConfig, variables: PyTree, batch: Batch, **settings: Any) -> Any:
+    """`models.apply` on a batch that has virtual tokens of its adapters'."""
+    return models.apply(model, variables, drift.without_virtual_tokens(batch), **settings)
 
 
 def text_of(batch: dict[str, np.ndarray], tokenizer: Any) -> str:

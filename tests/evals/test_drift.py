@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jgpt import models
-from jgpt.config import ConfigError, from_config_dict
+from jgpt.config import ConfigError, ModelConfig, from_config_dict
 from jgpt.evals import chunks, drift
 from jgpt.training import loop
 from tests.training.tiny import settings
@@ -110,6 +110,39 @@ def test_runs_report_how_far_they_have_moved(tmp_path):
     assert moved["drift_kl"] > 1e-3
     assert moved["drift_loss_before"] == pytest.approx(still["drift_loss_before"], rel=1e-6)
     assert "Forgetting" in (tmp_path / "moved" / "report.html").read_text("utf-8")
+    # The base is split between what is frozen and the adapters, and is no model by itself.
+    split = run("split", optimizer__learning_rate=0.0, train__steps=1, peft__method="pissa")
+    assert abs(split["drift_kl"]) < 1e-5
+    assert split["drift_loss_before"] == pytest.approx(still["drift_loss_before"], rel=1e-4)
+
+
+@pytest.mark.parametrize("position", ["rope", "learned"])
+def test_a_model_without_virtual_tokens_is_asked_as_if_there_were_none(position):
+    config = ModelConfig(
+        vocab_size=VOCABULARY, num_layers=1, hidden_size=8, num_heads=2, intermediate_size=8,
+        max_length=16, position=position, scan_layers="off",
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, VOCABULARY, 9)
+    # Two documents with two virtual tokens each, and the rest of one that began in another row.
+    with_them = {
+        "inputs": [-2, -1, *ids[:4], -2, -1, *ids[4:7], *ids[7:], 0],
+        "segment_ids": [1] * 6 + [2] * 5 + [3] * 2 + [0],
+        "positions": [*range(6), *range(5), 0, 1, 0],
+    }
+    without = {
+        "inputs": [*ids, *[0] * 5],
+        "segment_ids": [1] * 4 + [2] * 3 + [3] * 2 + [0] * 5,
+        "positions": [*range(4), *range(3), 0, 1, *[0] * 5],
+    }
+    variables = {"params": models.init(config, jax.random.key(0))}
+
+    def outputs(batch):
+        return models.apply(config, variables, batch, output="hidden")[0][0]
+
+    batch, plain = ({k: jnp.array([v]) for k, v in b.items()} for b in (with_them, without))
+    found = outputs(drift.without_virtual_tokens(batch))[np.array(with_them["inputs"]) >= 0]
+    np.testing.assert_allclose(found[:-1], outputs(plain)[:9], rtol=1e-5, atol=1e-6)
 
 
 def test_a_run_from_random_weights_has_nothing_to_be_compared_with(tmp_path):
