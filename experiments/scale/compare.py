@@ -6,8 +6,8 @@ Per chip and step: memory, FLOPs of XLA's matrix products (Pallas kernels apart)
 sides: Python 3.12, jax 0.11.1, libtpu 0.0.46, no TPU; 2,048 tokens a row, 4 rows a chip, AdamW,
 float32 weights, bfloat16 compute. MaxText 0.2.5 in its own default, which computes every layer
 again (`remat='full'`); its program was read by a counter of its own. The mixture's mesh is fsdp 4 x
-expert 4 where nothing else is said. Minutes per case, unless `jgpt.plan` has it kept. Prints a
-table, and one JSON line last.
+expert 4 where nothing else is said. Minutes per case, unless `jgpt.plan` has it kept. Prints each
+case as soon as it is there, a table, and one JSON line last.
 """
 
 import argparse
@@ -71,6 +71,9 @@ def main():
             plan.matmul_flops,
             sum(plan.wire_bytes.values()) / 1e9,
         )
+        shown = zip(METRICS, ours, peer, strict=True)
+        figures = (f"{name} {our:.4g} / {theirs:.4g} {unit}" for (name, unit), our, theirs in shown)
+        print(f"{case}, ours / MaxText: {', '.join(figures)}", flush=True)
         for (metric, unit), our, theirs in zip(METRICS, ours, peer, strict=True):
             rows.append(
                 harness.row(case, metric, unit, our, {"MaxText": theirs}, higher_is_better=False)
