@@ -62,11 +62,10 @@ class Config:
                 "forgetting.drift_documents compares a run with the model it begins as: set "
                 "init.workdir or init.hf_folder, or leave it 0"
             )
-        prompts = self.peft.method in ("prompt_tuning", "p_tuning")
-        if prompts or self.model.encoder_layers or self.model.attention == "bidirectional":
+        if self.model.encoder_layers or self.model.attention == "bidirectional":
             raise ConfigError(
-                "forgetting.drift_documents compares next-token predictions place by place, which "
-                "encoders do not make and prompt_tuning and p_tuning shift; set it to 0"
+                "forgetting.drift_documents compares next-token predictions, which encoders do not "
+                "make; set it to 0"
             )
 
     def _check_objective(self):
