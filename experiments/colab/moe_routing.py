@@ -81,8 +81,10 @@ plt.show()
 
 # %%
 # Where does each kind of token go? 1 is what chance would give, 2 twice as much. Nothing but the
-# loss taught the model that scripts differ.
+# loss taught the model that scripts differ. (White is chance, violet more, orange less.)
 import unicodedata
+
+from matplotlib.colors import TwoSlopeNorm
 
 
 def kind(piece):
@@ -104,7 +106,7 @@ shares = counts / counts.sum(2, keepdims=True).clip(1)  # of each kind, over the
 lift = shares / (counts.sum(1) / counts.sum((1, 2))[:, None]).clip(1e-9)[:, None]
 figure, panels = plt.subplots(1, layers, figsize=(3.2 * layers, 3), layout="constrained")
 for layer, panel in enumerate(panels):
-    image = panel.imshow(lift[layer], vmin=0, vmax=4, cmap="viridis")
+    image = panel.imshow(lift[layer], norm=TwoSlopeNorm(1, 0, 4), cmap="PuOr")
     panel.set(title=f"layer {layer}", xticks=range(experts), xlabel="expert")
     panel.set_yticks(range(len(KINDS)), KINDS if layer == 0 else [""] * len(KINDS))
 figure.colorbar(image, ax=panels.tolist(), label="times chance")
@@ -122,7 +124,7 @@ for text in routed:
         of_expert[first][piece] += 1
 print(f"layer {LAYER}")
 for expert, found in enumerate(of_expert):
-    often = [piece for piece in found if everywhere[piece] >= 10]
+    often = [piece for piece in found if everywhere[piece] >= 10 and piece.strip("·\n")]
     best = sorted(often, key=lambda piece: -found[piece] / everywhere[piece] * found[piece] ** 0.3)
     print(f"expert {expert} ({found.total() / everywhere.total():.0%}):  {'  '.join(best[:14])}")
 

@@ -110,10 +110,11 @@ class RoutedText:
         return f"<p><small>experts</small> {legend}</p>{''.join(lines)}"
 
     def _marked(self, text: str, expert: int, title: str) -> str:
-        hue = 360 * int(expert) // self.num_experts
+        shown = text.replace("\n", "⏎")
+        hue, light = 360 * int(expert) // self.num_experts, (84, 72)[expert % 2]
         return (
-            f"<span title='{title}' style='background:hsl({hue},75%,80%);color:#111;"
-            f"padding:2px 3px;margin-right:1px;border-radius:3px'>{html.escape(text)}</span>"
+            f"<span title='{title}' style='background:hsl({hue},75%,{light}%);color:#111;"
+            f"padding:2px 3px;margin-right:1px;border-radius:3px'>{html.escape(shown)}</span>"
         )
 
 

@@ -89,7 +89,7 @@ class Run:
         workdir: its folder.
     """
 
-    workdir: Path
+    workdir: str | Path
 
     @property
     def files(self) -> Workdir:

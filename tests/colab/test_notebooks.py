@@ -12,6 +12,7 @@ import matplotlib
 import pytest
 
 from jgpt import sharding
+from jgpt.config import ConfigError
 from jgpt.interop import notebook
 from tests.training.tiny import OVERRIDES
 
@@ -100,6 +101,11 @@ def test_percent_format_is_read_whole_or_refused():
         build.read_cells("# %% [markdown]\nwords\n")
 
 
+def test_a_config_that_is_not_there_is_refused_with_those_that_are():
+    with pytest.raises(ConfigError, match=r"no config 'lost'.*dense_small"):
+        notebook.settings("lost")
+
+
 @pytest.fixture(scope="module")
 def room(tmp_path_factory):
     """The folder that the notebooks run in, as they would on Colab: one for all."""
@@ -154,6 +160,8 @@ class TestExecuted:
         assert figures == 1 and names["run"].figures["step"] == 4
         assert "temperature 1.0" in printed and re.search("[○×] ", printed)
         assert names["run"].report()._repr_html_().startswith("<iframe")
+        with pytest.raises(KeyError, match="no validation figure 'lost'; there are: val"):
+            names["run"].curve("lost", "validation")
 
     def test_moe_routing(self, in_room, monkeypatch):
         monkeypatch.setitem(MODEL, "model.num_layers", 2)

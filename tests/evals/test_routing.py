@@ -11,7 +11,7 @@ from jgpt.config import ConfigError, ModelConfig, MoEConfig
 from jgpt.evals.routing import BYTES, route_texts, token_routing
 from jgpt.tokenizers.byte import ByteTokenizer
 
-MOE = MoEConfig(num_experts=5, top_k=2, intermediate_size=16)
+MOE = MoEConfig(num_experts=5, top_k=2, intermediate_size=16, dispatch="dense")
 CONFIG = ModelConfig(
     vocab_size=300,
     num_layers=4,
@@ -40,18 +40,17 @@ def batch(seed):
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "scan"),
     [
-        {},
-        {"router": "sigmoid", "selection_bias": True},
-        {"dispatch": "capacity", "top_k": 1, "renormalize": False},
+        ({}, "on"),
+        ({"router": "sigmoid", "selection_bias": True}, "off"),
+        ({"dispatch": "dense", "top_k": 1, "renormalize": False}, "off"),
     ],
-    ids=["softmax", "bias", "top-1"],
+    ids=["softmax, scanned", "sigmoid, bias", "top-1"],
 )
-@pytest.mark.parametrize("scan", ["off", "on"])
 def test_what_is_read_is_what_the_model_counts(changes, scan):
     config = dataclasses.replace(
-        CONFIG, scan_layers=scan, remat="full", moe=dataclasses.replace(MOE, **changes)
+        CONFIG, scan_layers=scan, remat="dots", moe=dataclasses.replace(MOE, **changes)
     )
     variables, data = model(config), batch(3)
     routing = token_routing(config, variables, data)
