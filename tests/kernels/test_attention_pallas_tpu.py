@@ -166,18 +166,23 @@ def test_every_grouping_of_heads_and_two_widths(kv_heads, quick_jit):
     assert max(jax.tree.leaves(errors)) < 5e-5, errors
 
 
-def test_parts_of_the_diagonal_equal_the_whole(quick_jit):
-    """Squares of 256 are cut in two; everything that a part has to cut along goes with it."""
+@pytest.mark.parametrize(
+    "length, window, parts", [(300, 0, 1024), (440, 256, 128), (530, 512, 1024)]
+)
+def test_parts_of_the_diagonal_equal_the_whole(length, window, parts, quick_jit):
+    """Squares of 256 are cut in two; everything that a part has to cut along goes with it. A window
+    of whole blocks has squares on its far edge too; its documents are longer than the window."""
     with jax.enable_x64(True):
-        arrays = inputs(300, 300, 2, 1)
-        ids = segments(300)
-        mask = Mask(q_segment_ids=ids, kv_segment_ids=ids)
+        arrays = inputs(length, length, 2, 1)
+        ids = jnp.ones((2, length), jnp.int32).at[:, -20:].set(2) if window else segments(length)
+        mask = Mask(window=window, q_segment_ids=ids, kv_segment_ids=ids)
         options = {
             "softcap": 2.0,
             "sinks": normal(5, 2),
             "bias": AlibiBias(jnp.asarray([0.05, 0.01])),
         }
-    got, want = both_ways(arrays, mask, options, quick_jit, blocks=cut(256, 256))
+    blocks = cut(256, 256, (parts, parts), (parts, parts))
+    got, want = both_ways(arrays, mask, options, quick_jit, blocks=blocks)
     errors = jax.tree.map(relative_error, got, want)
     assert max(jax.tree.leaves(errors)) < 5e-5, errors
 

@@ -81,7 +81,9 @@ def ours(mask: Mask, length: int, block: int, span: int) -> Callable:
             return ends + m.RUN
         bits = sum((jnp.where(step == start, m.FIRST, 0) for start in starts[:-1]), 0 * i)
         bits += jnp.where(i == j, m.LAST | m.DIAGONAL, 0)
-        partial = (i == j) | (mask.window > 0) & (i - j == band.reach) | documents
+        far = (mask.window > 0) & (i - j == band.reach)
+        bits += jnp.where(far, m.EDGE, 0)
+        partial = (i == j) | far | documents
         works = (i == j) | (not documents)
         return bits + jnp.where(partial, m.PARTIAL, 0) + jnp.where(works, m.RUN, 0)
 

@@ -1,39 +1,45 @@
-"""The loss of a language model's head: ours beside XLA's chunks and tokamax.
+"""The loss of a language model's head: ours, our chunks by XLA, XLA's plain form, and tokamax.
 
-bf16 tokens and head, the head's gradient included in "both", one chunk of 2,048 tokens or two of
-1,024. The floor of "both" is three products, since scores need to be computed only once; kernels
-that compute them again execute four. Small, since the profile has its own limits: at width 2,048
-the compiler puts more arrays on the chip than it holds, and unrolled loops want gigabytes.
+bf16 tokens and head, the head's gradient included in "both". The floor of "both" is three
+products, since scores need to be computed only once; kernels that compute them again execute four.
+`auto` takes chunks of 2,048 tokens on TPU; chunks of 1,024 show what a second chunk costs on the
+same problem. Small, since the profile has its own limits: at width 2,048 the compiler puts more
+arrays on the chip than it holds, and unrolled loops want gigabytes.
 """
 
 import functools
+import importlib.util
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from experiments.benchmarks.kernel_cases import Case, Program
-from jgpt.kernels.cross_entropy import blockwise, pallas_tpu
-
-TOKENS, WIDTH, VOCABULARY = 2048, 1024, 2048
+from jgpt.kernels.cross_entropy import blockwise, pallas_tpu, reference
 
 
-def arrays() -> tuple[jax.ShapeDtypeStruct, ...]:
-    return (
-        jax.ShapeDtypeStruct((TOKENS, WIDTH), jnp.bfloat16),
-        jax.ShapeDtypeStruct((WIDTH, VOCABULARY), jnp.bfloat16),
-        jax.ShapeDtypeStruct((TOKENS,), jnp.int32),
-    )
+class Problem(NamedTuple):
+    tokens: int
+    width: int
+    vocabulary: int
+
+    def arrays(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        return (
+            jax.ShapeDtypeStruct((self.tokens, self.width), jnp.bfloat16),
+            jax.ShapeDtypeStruct((self.width, self.vocabulary), jnp.bfloat16),
+            jax.ShapeDtypeStruct((self.tokens,), jnp.int32),
+        )
 
 
-def ours(both: bool, module=pallas_tpu, **options) -> Program:
+def ours(problem: Problem, both: bool, module=pallas_tpu, **options) -> Program:
     def loss(hidden, head, targets):
         weights = jnp.ones(targets.shape)
         return module.cross_entropy(hidden, head, targets, weights, **options).total
 
-    return Program(jax.value_and_grad(loss, (0, 1)) if both else loss, arrays())
+    return Program(jax.value_and_grad(loss, (0, 1)) if both else loss, problem.arrays())
 
 
-def tokamax(both: bool, columns: int) -> Program:
+def tokamax(problem: Problem, both: bool, columns: int) -> Program:
     """Its kernels with the smallest rows that they take, 1,024."""
     from tokamax._src.ops.linear_softmax_cross_entropy_loss import (
         pallas_mosaic_tpu_kernel as module,
@@ -50,23 +56,35 @@ def tokamax(both: bool, columns: int) -> Program:
         one = jnp.float32(1)
         return loss, backward(one, normalizer, hidden, targets, head, reduction="sum", **blocks)
 
-    return Program(run, arrays())
+    return Program(run, problem.arrays())
 
 
-def case(both: bool) -> Case:
-    products = 3 if both else 1
-    size = TOKENS * WIDTH + WIDTH * VOCABULARY
+def case(problem: Problem, both: bool) -> Case:
+    make = functools.partial(ours, problem, both)
+    contenders = {
+        "ours": make,
+        "ours in chunks of 1024": functools.partial(make, blocks=(1024, 512)),
+        "XLA in chunks of 2048": functools.partial(make, blockwise, chunk=2048),
+        "XLA in chunks of 1024": functools.partial(make, blockwise, chunk=1024),
+        "XLA, all logits": functools.partial(make, reference),
+    }
+    unavailable = {}
+    if importlib.util.find_spec("tokamax") is None:
+        unavailable["tokamax 512"] = "not installed"
+    else:
+        contenders["tokamax 512"] = functools.partial(tokamax, problem, both, 512)
+    tokens, width, vocabulary = problem
     return Case(
-        contenders={
-            "ours": functools.partial(ours, both),
-            "ours in chunks of 1024": functools.partial(ours, both, blocks=(1024, 512)),
-            "XLA in chunks of 2048": functools.partial(ours, both, blockwise, chunk=2048),
-            "XLA in chunks of 1024": functools.partial(ours, both, blockwise, chunk=1024),
-            "tokamax 512": functools.partial(tokamax, both, 512),
-        },
-        multiply_adds=products * TOKENS * WIDTH * VOCABULARY,
-        bytes=2 * size * (2 if both else 1),
+        contenders,
+        multiply_adds=(3 if both else 1) * tokens * width * vocabulary,
+        bytes=2 * (tokens * width + width * vocabulary) * (2 if both else 1),
+        unavailable=unavailable,
     )
 
 
-CASES = {"forward": case(False), "both": case(True)}
+SMALL, LARGER = Problem(2048, 1024, 2048), Problem(4096, 1024, 2048)
+CASES = {
+    "forward": case(SMALL, False),
+    "both": case(SMALL, True),
+    "4096 tokens, both": case(LARGER, True),
+}

@@ -175,6 +175,7 @@ CASES: dict[str, Case] = {
     "even, input gradient": _forward("even", [DEFAULT, *RETUNED], True),
     "even, weight gradient": _weights("even", [(512, 1024, 1024), (512, 2048, 1024)]),
     "uneven, forward": _forward("uneven", [(256, 2048, 1024), (512, 2048, 1024)]),
+    "uneven, input gradient": _forward("uneven", [(256, 2048, 1024), (512, 2048, 1024)], True),
     "uneven, weight gradient": _weights("uneven", [(256, 1024, 1024), (512, 1024, 1024)]),
     "even, gated forward": _gated(),
     "even, gated backward": Case(

@@ -15,7 +15,15 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from jgpt.kernels.attention.mask import structure
-from jgpt.kernels.attention.pallas_tpu_steps import DIAGONAL, PARTIAL, RUN, Static, halved
+from jgpt.kernels.attention.pallas_tpu_steps import (
+    DIAGONAL,
+    EDGE,
+    PARTIAL,
+    RUN,
+    Static,
+    edge,
+    halved,
+)
 from jgpt.typing import Array
 
 LANES, SUBLANES = 128, 8
@@ -49,6 +57,8 @@ class Block:
     query_axis: int
     queries: slice
     keys: slice
+    opens: bool = True
+    """Whether it is the first piece of its queries in the block."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -59,12 +69,11 @@ class Block:
     def shape(self) -> tuple[int, int]:
         return self.size[::-1] if self.query_axis else self.size
 
-    def part(self, queries: slice, keys: slice) -> "Block":
+    def part(self, queries: slice, keys: slice, opens: bool = True) -> "Block":
         """The rectangle of these rows and columns."""
         cut = functools.partial(self._cut, queries=queries, keys=keys)
-        return replace(
-            self, queries=queries, keys=keys, ids=cut(self.ids), positions=cut(self.positions)
-        )
+        ids, positions = cut(self.ids), cut(self.positions)
+        return replace(self, queries=queries, keys=keys, ids=ids, positions=positions, opens=opens)
 
     def _cut(self, pair: tuple[Array, Array] | None, queries: slice, keys: slice) -> Any:
         if pair is None:
@@ -74,14 +83,15 @@ class Block:
             return of_queries[:, queries], of_keys[keys]
         return of_queries[queries], of_keys[:, keys]
 
-    def parts(self, diagonal: bool) -> list["Block"]:
-        """Pieces in the order of computing; with `diagonal`, those that have a pair key <= query.
+    def parts(self, cut: int) -> list["Block"]:
+        """Pieces in the order of computing; where the block is cut (DIAGONAL, EDGE), those that
+        have a pair key <= query, or key > query.
 
         A band of queries (in the backward pass, of keys) is finished before the next one.
         """
         blocks, (queries, keys) = self.static.blocks, self.size
         rows, columns = blocks.backward_part if self.query_axis else blocks.forward_part
-        if diagonal:
+        if cut:
             band = max(LANES, queries // DIAGONAL_BANDS // LANES * LANES)
             rows, columns = (
                 (rows, min(columns, band)) if self.query_axis else (min(rows, band), columns)
@@ -89,13 +99,25 @@ class Block:
         pieces = []
         if self.query_axis:
             for of_keys in _runs(0, keys, columns):
-                first = of_keys.start if diagonal else 0
-                pieces += [self.part(run, of_keys) for run in _runs(first, queries, rows)]
+                first = of_keys.start if cut == DIAGONAL else 0
+                last = of_keys.stop if cut == EDGE else queries
+                pieces += [self.part(run, of_keys) for run in _runs(first, last, rows)]
         else:
             for of_queries in _runs(0, queries, rows):
-                last = of_queries.stop if diagonal else keys
-                pieces += [self.part(of_queries, run) for run in _runs(0, last, columns)]
+                first = of_queries.start if cut == EDGE else 0
+                last = of_queries.stop if cut == DIAGONAL else keys
+                runs = _runs(first, last, columns)
+                pieces += [self.part(of_queries, run, run.start == first) for run in runs]
         return pieces
+
+    def within(self, cut: int) -> "Block":
+        """Without the parts of the mask that allow all of a block that is cut."""
+        mask = self.static.mask
+        if cut == DIAGONAL and mask.window >= max(self.size):
+            mask = replace(mask, window=0)
+        if cut == EDGE:
+            mask = replace(mask, causal=False)
+        return replace(self, static=replace(self.static, mask=mask))
 
     def below_diagonal(self) -> bool:
         """Whether a piece of a block on the diagonal needs no mask."""
@@ -223,19 +245,22 @@ def run(
     """
     static = block.static
 
-    def pipeline(diagonal: bool, partial: bool) -> None:
-        parts = block.parts(diagonal)
+    def pipeline(cut: int, partial: bool) -> None:
+        parts = block.within(cut).parts(cut)
         ahead = multiply(parts[0])
         for part, following in zip(parts, [*parts[1:], None]):
             products = ahead
             ahead = None if following is None else multiply(following)
-            masked = partial and not (diagonal and part.below_diagonal())
+            masked = partial and not (cut == DIAGONAL and part.below_diagonal())
             finish(part, masked, products)
 
-    wanted = RUN | PARTIAL | DIAGONAL
+    def where(partial: bool, cut: int) -> None:
+        kinds, wanted = RUN | PARTIAL | DIAGONAL | EDGE, RUN | PARTIAL * partial | cut
+        pl.when(kind & kinds == wanted)(functools.partial(pipeline, cut, partial))
+
     for partial in sorted({part for row in static.schedule.partial for part in row}):
-        pl.when(kind & wanted == RUN | PARTIAL * partial)(
-            functools.partial(pipeline, False, partial)
-        )
+        where(partial, 0)
     if halved(static):
-        pl.when(kind & wanted == wanted)(functools.partial(pipeline, True, True))
+        where(True, DIAGONAL)
+    if edge(static):
+        where(True, EDGE)

@@ -115,7 +115,7 @@ def forward_kernel(static: Static, refs: dict) -> None:
         rows, v = part.queries, refs["v"][part.keys, :]
         logits, _ = part.logits(products, masked)
         old, old_total, old_mixed = highest[rows, :], total[rows, :], mixed[rows, :]
-        if part.keys.start == 0:
+        if part.opens:
             # A row's first block finds what another row has left there. To choose as it is read is
             # for nothing beside the products; to write the beginnings first would not be.
             old = jnp.where(begins, lowest, old)

@@ -18,9 +18,10 @@ from jax import lax
 from jgpt.kernels.attention.schedule import Schedule
 from jgpt.typing import Array, Mask
 
-FIRST, LAST, PARTIAL, RUN, DIAGONAL = 1, 2, 4, 8, 16
-"""Bits of a step's kind: the row begins, it ends, the block needs its mask, there is work, and the
-block is a square on the diagonal of a causal mask, of which the upper half is left out."""
+FIRST, LAST, PARTIAL, RUN, DIAGONAL, EDGE = 1, 2, 4, 8, 16, 32
+"""Bits of a step's kind: the row begins, it ends, the block needs its mask, there is work, the
+block is a square on the diagonal of a causal mask, of which the upper half is left out, and it is a
+square on the far edge of a window, of which the lower half is."""
 
 
 class Blocks(NamedTuple):
@@ -74,7 +75,7 @@ class Steps:
     columns: Array
     """[n, P] int32: block of keys to have in VMEM; the last one again where there is no work."""
     kinds: Array
-    """[n, P] int32: bits FIRST, LAST, PARTIAL, RUN, DIAGONAL."""
+    """[n, P] int32: bits FIRST, LAST, PARTIAL, RUN, DIAGONAL, EDGE."""
     prefixes: Array
     """[n] int32: prefix lengths; 0 where there are none."""
 
@@ -109,6 +110,12 @@ def halved(static: Static) -> bool:
     return mask.causal and square and not (static.prefix or static.positions)
 
 
+def edge(static: Static) -> int:
+    """How many blocks before the diagonal a window's far edge is a diagonal of blocks; else 0."""
+    behind, rest = divmod(static.mask.window, static.schedule.key_block)
+    return behind if halved(static) and not rest else 0
+
+
 def spans(static: Static, most: int) -> list[Static]:
     """`static` for runs of whole columns of at most `most` keys each."""
     schedule = static.schedule
@@ -137,11 +144,14 @@ def make_steps(static: Static, extras: Extras, prefix_lengths: Array | None) -> 
     """
     rows, columns, kinds = [], [], []
     for i, (row, partial) in enumerate(zip(static.schedule.rows, static.schedule.partial)):
-        on_diagonal = i - static.first_column if halved(static) else -1
-        steps = [
-            RUN | PARTIAL * part | DIAGONAL * (part and j == on_diagonal)
-            for j, part in zip(row, partial)
-        ] or [0]
+        cuts = {}
+        if halved(static):
+            cuts[i - static.first_column] = DIAGONAL
+        if edge(static):
+            cuts[i - static.first_column - edge(static)] = EDGE
+        steps = [RUN | PARTIAL * part | part * cuts.get(j, 0) for j, part in zip(row, partial)] or [
+            0
+        ]
         steps[0] |= FIRST
         steps[-1] |= LAST
         rows += [i] * len(steps)
