@@ -164,33 +164,55 @@ def _in_hbm(instruction: Instruction) -> float:
 def _fusion_bytes(fusion: Instruction, computation: Computation, program: Program) -> float:
     """Operands and results, where only a slice is read or written that slice."""
     body = program.computations[fusion.called["calls"][0]]
-    readers: dict[str, list[tuple[Instruction, int]]] = {}
-    for instruction in body.instructions.values():
-        for position, name in enumerate(instruction.operands):
-            readers.setdefault(_source(body, name), []).append((instruction, position))
-    numbered = {
-        int(i.argument_text): i.name for i in body.instructions.values() if i.op == "parameter"
-    }
-    total = 0.0
-    for position, name in enumerate(fusion.operands):
-        operand = computation.instructions.get(name)
-        if operand is None:
-            continue
-        whole = _in_hbm(operand)
-        uses = [use for use in readers.get(numbered.get(position, ""), ()) if not _is_view(use[0])]
-        if uses and all(u.op in ("dynamic-slice", "gather", "slice") for u, at in uses if at == 0):
-            if all(at == 0 for _, at in uses):
-                whole = min(whole, sum(use.bytes for use, _ in uses))
-        elif uses and all(u.op == "dynamic-update-slice" and at == 0 for u, at in uses):
-            whole = 0.0  # written in place; the update counts below
-        total += whole
-    updates = [i for i in body.instructions.values() if i.op == "dynamic-update-slice"]
+    read = sum(
+        _bytes_read(program, body, position, _in_hbm(operand))
+        for position, name in enumerate(fusion.operands)
+        if (operand := computation.instructions.get(name)) is not None
+    )
+    updates = _updates(program, body)
+    replaced = sum(update.bytes for update, _ in updates)
+    parts = sum(part.bytes for _, part in updates if part is not None)
     written = _in_hbm(fusion)
-    if updates:
-        replaced = sum(i.bytes for i in updates)
-        parts = sum(u.bytes for i in updates if (u := body.operand(i, 1)) is not None)
-        written = max(0.0, written - replaced) + min(written, 2 * parts)
-    return total + written
+    return read + max(0.0, written - replaced) + min(written, parts)
+
+
+def _bytes_read(program: Program, body: Computation, number: int, whole: float) -> float:
+    """Of parameter `number` of a fusion's body, which is `whole` bytes; fusions may be nested."""
+    name = next(
+        i.name
+        for i in body.instructions.values()
+        if i.op == "parameter" and int(i.argument_text) == number
+    )
+    read = None
+    for use in body.instructions.values():
+        if _is_view(use):
+            continue
+        for position, operand in enumerate(use.operands):
+            if _source(body, operand) == name:
+                read = (read or 0.0) + _bytes_used(program, use, position, whole)
+    return whole if read is None else min(whole, read)
+
+
+def _bytes_used(program: Program, use: Instruction, position: int, whole: float) -> float:
+    """Of an operand of `whole` bytes that `use` takes as its operand number `position`."""
+    if use.op == "fusion":
+        return _bytes_read(program, program.computations[use.called["calls"][0]], position, whole)
+    if position == 0 and use.op in ("dynamic-slice", "gather", "slice"):
+        return use.bytes
+    if position == 0 and use.op == "dynamic-update-slice":
+        return 0.0  # written in place
+    return whole
+
+
+def _updates(program: Program, body: Computation) -> list[tuple[Instruction, Instruction | None]]:
+    """What a fusion's body writes in place, and the part of each that is written."""
+    found = []
+    for instruction in body.instructions.values():
+        if instruction.op == "dynamic-update-slice":
+            found.append((instruction, body.operand(instruction, 1)))
+        elif instruction.op == "fusion":
+            found += _updates(program, program.computations[instruction.called["calls"][0]])
+    return found
 
 
 VIEWS = {"bitcast", "copy", "reshape"}

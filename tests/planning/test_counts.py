@@ -224,6 +224,50 @@ def test_moved_bytes_of_a_plain_product():
     assert found.hbm_bytes == pytest.approx(4 * (512 * 256 + 256 * 128 + 512 * 128), rel=0.3)
 
 
+def test_a_slice_in_a_fusion_in_a_fusion_moves_the_slice():
+    """A layer's part of a stack, read and written by nested fusions: not the whole stack."""
+    text = """HloModule m
+
+%cut (p: bf16[16,8,128], i: s32[]) -> bf16[8,128] {
+  %p = bf16[16,8,128]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %s = bf16[1,8,128]{2,1,0} dynamic-slice(%p, %i, %zero, %zero), dynamic_slice_sizes={1,8,128}
+  ROOT %b = bf16[8,128]{1,0} bitcast(%s)
+}
+
+%put (p: bf16[16,8,128], x: bf16[8,128], i: s32[]) -> bf16[16,8,128] {
+  %p = bf16[16,8,128]{2,1,0} parameter(0)
+  %x = bf16[8,128]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %zero = s32[] constant(0)
+  %b = bf16[1,8,128]{2,1,0} bitcast(%x)
+  ROOT %u = bf16[16,8,128]{2,1,0} dynamic-update-slice(%p, %b, %i, %zero, %zero)
+}
+
+%outer (p: bf16[16,8,128], q: bf16[16,8,128], w: bf16[8,128], i: s32[]) -> bf16[16,8,128] {
+  %p = bf16[16,8,128]{2,1,0} parameter(0)
+  %q = bf16[16,8,128]{2,1,0} parameter(1)
+  %w = bf16[8,128]{1,0} parameter(2)
+  %i = s32[] parameter(3)
+  %f = bf16[8,128]{1,0} fusion(%p, %i), kind=kLoop, calls=%cut
+  %y = bf16[8,128]{1,0} add(%f, %w)
+  ROOT %r = bf16[16,8,128]{2,1,0} fusion(%q, %y, %i), kind=kLoop, calls=%put
+}
+
+ENTRY %main (p: bf16[16,8,128], q: bf16[16,8,128], w: bf16[8,128], i: s32[]) -> bf16[16,8,128] {
+  %p = bf16[16,8,128]{2,1,0} parameter(0)
+  %q = bf16[16,8,128]{2,1,0} parameter(1)
+  %w = bf16[8,128]{1,0} parameter(2)
+  %i = s32[] parameter(3)
+  ROOT %a = bf16[16,8,128]{2,1,0} fusion(%p, %q, %w, %i), kind=kOutput, calls=%outer
+}
+"""
+    part, index = 8 * 128 * 2, 4
+    # One part read, w read, one part written; the index is read by both.
+    assert count(parse(text)).hbm_bytes == pytest.approx(3 * part, abs=2 * index)
+
+
 def test_a_text_without_entry_is_refused():
     with pytest.raises(ValueError, match="entry"):
         parse("nothing here")
