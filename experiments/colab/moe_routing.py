@@ -5,7 +5,7 @@
 # sends each token to a few of them. Nobody tells it how. Here we train such a model on Japanese,
 # watch how the load spreads over the experts, and then look where each kind of character goes.
 #
-# All cells together take about five minutes on two CPU cores; a GPU or TPU runtime is used as it
+# All cells together take about three minutes on two CPU cores; a GPU or TPU runtime is used as it
 # is found. The cell below installs jgpt where it is not there yet. Put the address of your clone
 # into it.
 
@@ -39,7 +39,6 @@ settings = notebook.settings(
     "moe_small",
     {
         "train.steps": STEPS,
-        "train.log_every": 5,
         "tokenizer.split_scripts": True,
         "sample.final_samples": 0,
     },

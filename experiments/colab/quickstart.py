@@ -50,7 +50,16 @@ for number in (0, 3, 7):
 from jgpt.interop import notebook
 
 STEPS = 560
-settings = notebook.settings("moe_small", {"train.steps": STEPS, "train.eval_every": 70})
+settings = notebook.settings(
+    "moe_small",
+    {
+        "train.steps": STEPS,
+        "train.log_every": 20,
+        "train.eval_every": 70,
+        "train.sample_every": 140,
+        "sample.num_samples": 1,
+    },
+)
 run = notebook.train(settings, "runs/quickstart")
 
 # %%
