@@ -16,13 +16,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-REPOSITORY = "https://github.com/OWNER/jgpt"
+REPOSITORY = "https://github.com/OWNER/jgpt"  # or the folder of a clone
 if importlib.util.find_spec("jgpt") is None:
     has_tpu = Path("/dev/vfio").exists() or Path("/dev/accel0").exists()
-    package = "jgpt[gpu]" if shutil.which("nvidia-smi") else "jgpt[tpu]" if has_tpu else "jgpt"
-    subprocess.run(["git", "clone", "-q", REPOSITORY, "jgpt"], check=True)
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-e", f"./{package}"], check=True)
-    sys.path.insert(0, "jgpt")  # this process began before the installation
+    extra = "[gpu]" if shutil.which("nvidia-smi") else "[tpu]" if has_tpu else ""
+    clone = Path("jgpt-clone").resolve()
+    subprocess.run(["git", "clone", "-q", REPOSITORY, clone], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", "-e", f"{clone}{extra}"], check=True
+    )
+    sys.path.insert(0, str(clone))  # this process began before the installation
 
 # %% [markdown]
 # ## A model with eight experts per layer, two of them per token
