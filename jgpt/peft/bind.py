@@ -15,11 +15,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from jgpt.config import ConfigError
-from jgpt.kernels.matmul import matmul
 from jgpt.peft.adapters import SHARED, Peft
 from jgpt.peft.experts import adapted_experts
 from jgpt.peft.method import Call
 from jgpt.peft.sites import KINDS, WEIGHTS, WRAPPED
+from jgpt.peft.thin import thin_matmul
 from jgpt.typing import Array, Batch
 
 TRAINED, CONSTANTS = "adapters", "constants"
@@ -77,7 +77,7 @@ def _around(peft: Peft, shared: dict, ids: Array | None, next_function, args, kw
         leaves=leaves,
         settings=peft.settings,
         base=functools.partial(next_function, **kwargs),
-        product=matmul if ids is None else functools.partial(_product_by_row, ids),
+        product=thin_matmul if ids is None else functools.partial(_product_by_row, ids),
         lookup=_same if ids is None else functools.partial(_vector_by_row, ids),
         rows=_rows if ids is None else functools.partial(_rows_by_row, ids),
         weight=variables.get("params", {}).get(WEIGHTS.get(kind)),
