@@ -1,7 +1,8 @@
 """The grouped product on TPU in Pallas, and the fused gated form, each with its gradients.
 
 Here: which arrays go into which kernel, and how rows lie on a mesh. `pallas_tpu_calls.py` makes the
-calls, `pallas_tpu_kernels.py` has their bodies, `pallas_tpu_visits.py` the tables that they follow.
+calls, `pallas_tpu_rows.py` and `pallas_tpu_weights.py` have their bodies, `pallas_tpu_visits.py`
+the tables that they follow.
 
 The gated form reads x once and writes h alone, or for the backward pass h, gate and up. Going back,
 one kernel makes the gradients of gate and up, tile by tile, and the sum of their two products with

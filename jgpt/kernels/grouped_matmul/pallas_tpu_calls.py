@@ -1,6 +1,6 @@
 """The `pallas_call`s of the grouped product on TPU: sizes, buffers, semaphores.
 
-What runs is in `pallas_tpu_kernels.py`.
+What runs is in `pallas_tpu_rows.py` and `pallas_tpu_weights.py`.
 """
 
 from collections.abc import Callable
@@ -11,15 +11,10 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from jgpt.kernels.grouped_matmul.pallas_tpu_kernels import (
-    Cut,
-    RowsPlan,
-    WeightsPlan,
-    cut,
-    rows_kernel,
-    weights_kernel,
-)
+from jgpt.kernels.grouped_matmul.pallas_tpu_parts import Cut, cut
+from jgpt.kernels.grouped_matmul.pallas_tpu_rows import RowsPlan, rows_kernel
 from jgpt.kernels.grouped_matmul.pallas_tpu_visits import Visits, make_visits
+from jgpt.kernels.grouped_matmul.pallas_tpu_weights import WeightsPlan, weights_kernel
 from jgpt.typing import Array
 
 LANES = 128
