@@ -3,8 +3,9 @@
     python -m jgpt.main --config=configs/deepseek_moe_16b.py --config.data.sources='jsonl:/data/*.jsonl.zst'
 
 By `python -m jgpt.plan --topology=v6e-64` (jax 0.11.1, libtpu 0.0.46), per chip of 64 of v6e: 16.5 of
-32 GiB, 1.58 times the model's FLOPs executed, 67 GB sent (47.6 of it rows to experts), at best 1.34 s
-a step (estimated; MFU 23%, bound by HBM).
+32 GiB, 67 GB sent (47.6 of it rows to experts): 0.74 s on the links at their peak. 1.58 times the
+model's FLOPs executed, those for rows without a token included. Planned before HBM bytes of slices in
+nested fusions were counted as slices, so no time of a step is given.
 """  # noqa: E501
 
 from configs import default

@@ -2,9 +2,9 @@
 
     python -m jgpt.main --config=configs/llama_1b.py --config.data.sources='jsonl:/data/*.jsonl.zst'
 
-By `python -m jgpt.plan` (jax 0.11.1, libtpu 0.0.46), per chip of 16 of v5e: 9.85 of 16 GiB, 1.04
+By `python -m jgpt.plan` (jax 0.11.1, libtpu 0.0.46), per chip of 16 of v5e: 11.6 of 16 GiB, 1.04
 times the model's FLOPs executed, 6.4 GB sent, at best 0.30 s a step (estimated; MFU 96%, bound by
-the matrix units). Of 64: 9.39 GiB, 7.3 GB, 0.33 s (MFU 86%, HBM).
+the matrix units). Of 64: 11.3 GiB, 7.3 GB, 0.30 s (MFU 96%).
 For 64 chips: --config.data.batch_size=256 --config.mesh.data=4 --config.mesh.fsdp=16.
 """
 

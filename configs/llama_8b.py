@@ -4,7 +4,7 @@
 
 By `python -m jgpt.plan --topology=v5p-64` (32 chips; jax 0.11.1, libtpu 0.0.46), per chip: 33.3 of
 95 GiB, 1.04 times the model's FLOPs executed, 44.7 GB sent, at best 0.95 s a step (estimated; MFU
-96%, bound by the matrix units), 1.58 s without any overlap.
+96%, bound by the matrix units).
 """
 
 from configs import default

@@ -2,11 +2,12 @@
 
     python -m jgpt.main --config=configs/moe_8x.py --config.data.sources='jsonl:/data/*.jsonl.zst'
 
-By `python -m jgpt.plan` (jax 0.11.1, libtpu 0.0.46), per chip of 16 of v5e: 7.0 of 16 GiB, 3.9 GB
-sent, at best 0.20 s a step (estimated; MFU 59%, bound by the matrix units, taken to multiply 1.5
-times the rows that there are: all of an exchange's room). With model.remat='full' 4.5 GiB, 4.4 GB.
-For 64 chips: --config.data.batch_size=256 --config.mesh.expert=8; with model.remat='full' 2.5 GiB,
-5.8 GB sent (rows travel in padded blocks there), at best 0.21 s (MFU 55%).
+By `python -m jgpt.plan` (jax 0.11.1, libtpu 0.0.46), per chip of 16 of v5e: 6.8 of 16 GiB, 1.22
+times the model's FLOPs executed, 3.9 GB sent, at best 0.17 s a step (estimated, loads of experts
+taken to be even; MFU 70%, bound by HBM). For 64 chips: --config.data.batch_size=256
+--config.mesh.expert=8; 5.5 GiB, 4.6 GB sent (rows travel in padded blocks there), at best 0.15 s
+(MFU 76%). For 256: --config.data.batch_size=1024 --config.mesh.expert=8 --config.mesh.data=4; the
+same.
 """
 
 from configs import default
