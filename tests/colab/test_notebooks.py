@@ -169,7 +169,7 @@ class TestExecuted:
         assert figures == 2
         assert names["load"].shape[1:] == (2, 4)
         # Each of a token's two experts is counted once in each layer.
-        tokens = sum(names["kind"](p) in names["KINDS"] for t in names["routed"] for p in t.pieces)
+        tokens = sum(len(piece) == 1 for text in names["routed"] for piece in text.pieces)
         assert names["counts"].sum((1, 2)).tolist() == [2 * tokens] * 2
         assert "expert 3" in printed
         shown = names["run"].route(["夏 <b>"])[0]
