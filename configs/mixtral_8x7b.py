@@ -3,10 +3,11 @@
 python -m jgpt.main --config=configs/mixtral_8x7b.py --config.data.sources='jsonl:/data/*.jsonl.zst'
 
 By `python -m jgpt.plan --topology=v6e-256` (jax 0.11.1, libtpu 0.0.46), per chip of 256 of v6e,
-fsdp 32 x expert 8: 10.2 of 32 GiB, 1.84 times the model's FLOPs executed (a layer is computed again, and
-rows without a token are counted: buffers have 1.56 times the rows of an even load), 66.9 GB sent,
-at best 0.65 s a step (estimated; MFU 54%, bound by the matrix units). Of what was sent 25.6 GB were
-all-reduces; since then gradients of experts' matrices go by reduce-scatters, which send half.
+fsdp 32 x expert 8: 10.2 of 32 GiB, 1.84 times the model's FLOPs executed (a layer is computed
+again, and rows without a token are counted: buffers have 1.56 times the rows of an even load),
+66.9 GB sent, at best 0.65 s a step (estimated; MFU 54%, bound by the matrix units). Of what was
+sent 25.6 GB were all-reduces; since then gradients of experts' matrices go by reduce-scatters,
+which send half.
 """
 
 from configs import default
