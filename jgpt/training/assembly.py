@@ -146,8 +146,7 @@ def _started(
     def around(params: Any, given: dict[str, Any]) -> TrainState:
         return initial(partial(begin_with, params, given))
 
-    whole = trainable.everything or trainable.peft is not None  # arrays that are cut are copied
-    begin = jax.jit(around, out_shardings=places, donate_argnums=(0,) if whole else ())
+    begin = jax.jit(around, out_shardings=places, donate_argnums=(0,) if trainable.as_given else ())
     state = begin(variables["params"], given)
     if "selection_bias" in variables:
         state = dataclasses.replace(state, selection_bias=variables["selection_bias"])

@@ -51,6 +51,13 @@ class Trainable:
     def everything(self) -> bool:
         return self.peft is None and not any(rule.freeze for rule in self.rules)
 
+    @property
+    def as_given(self) -> bool:
+        """Whether `start` gives parameters back in arrays as they came, none cut or packed."""
+        if self.peft is None:
+            return self.everything
+        return self.peft.settings.quantize == "none" or self.converter() is not None
+
     def apply(self) -> Apply:
         """`models.apply` of the model with whatever is added to it."""
         plain = partial(models.apply, self.model)
