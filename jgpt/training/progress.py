@@ -31,7 +31,7 @@ def closing(figures: Mapping[str, Any]) -> str:
         "trigram_loss": "Kneser-Ney trigram {:.4f}",
         "unigram_loss": "unigram {:.4f}",
         "validation_bits_per_character": "{:.4f} bits/character",
-        "validation_macro_f1": "macro F1 {:.3f}",
+        "validation_f1": "macro F1 {:.3f}",
         "validation_pearson": "Pearson {:.3f}",
         "drift_kl": "moved by {:.4f} nats/token on old text",
         "checked_accuracy": "{:.1%} of questions answered rightly",
