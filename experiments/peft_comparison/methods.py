@@ -31,16 +31,16 @@ class Entry:
     """`optimizer.rules`"""
 
 
-def lora(low: float, method: str, *more: float, **changes: Any) -> Entry:
-    return Entry((low, *more), "LoRA", {"method": method, **LORA, **changes})
+def lora(method: str, *rates: float, **changes: Any) -> Entry:
+    return Entry(rates, "LoRA", {"method": method, **LORA, **changes})
 
 
-def bottleneck(low: float, method: str) -> Entry:
-    return Entry((low, 3 * low), "bottleneck", {"method": method})
+def bottleneck(method: str, *rates: float) -> Entry:
+    return Entry(rates, "bottleneck", {"method": method})
 
 
-def virtual(low: float, method: str) -> Entry:
-    return Entry((low, 3 * low), "virtual tokens", {"method": method, "prompt": {"length": 10}})
+def virtual(method: str, *rates: float) -> Entry:
+    return Entry(rates, "virtual tokens", {"method": method, "prompt": {"length": 10}})
 
 
 METHODS = {
@@ -52,23 +52,23 @@ METHODS = {
         rules=(r"^(layers_3/|final_norm|head): rate=1", ".*: freeze"),
     ),
     "norms": Entry((1e-2, 3e-2), "own weights", rules=("norm: rate=1", ".*: freeze")),
-    "lora": lora(3e-3, "lora", 9e-3),
-    "rslora": lora(3e-3, "rslora"),
-    "lora_plus": lora(1e-3, "lora_plus", 3e-3),
-    "lora_fa": lora(3e-3, "lora_fa", 9e-3),
-    "dora": lora(3e-3, "dora", 9e-3),
-    "pissa": lora(1e-3, "pissa", 3e-3),
-    "olora": lora(3e-3, "olora"),
-    "qlora_nf4": lora(9e-3, "lora", quantize="nf4"),
-    "loftq_nf4": lora(9e-3, "loftq", quantize="nf4"),
-    "adalora": lora(1e-2, "adalora", 3e-2, adalora=ADALORA),
+    "lora": lora("lora", 3e-3, 9e-3),
+    "rslora": lora("rslora", 3e-3),
+    "lora_plus": lora("lora_plus", 1e-3, 3e-3),
+    "lora_fa": lora("lora_fa", 3e-3, 9e-3),
+    "dora": lora("dora", 3e-3, 9e-3),
+    "pissa": lora("pissa", 1e-3, 3e-3),
+    "olora": lora("olora", 3e-3),
+    "qlora_nf4": lora("lora", 9e-3, quantize="nf4"),
+    "loftq_nf4": lora("loftq", 9e-3, quantize="nf4"),
+    "adalora": lora("adalora", 1e-2, 3e-2, adalora=ADALORA),
     "vera": Entry((1e-2, 3e-2), "scales", {"method": "vera", "targets": ("all-linear",)}),
     "ia3": Entry((1e-2, 3e-2), "scales", {"method": "ia3"}),
-    "houlsby": bottleneck(3e-3, "houlsby"),
-    "pfeiffer": bottleneck(3e-3, "pfeiffer"),
-    "parallel": bottleneck(3e-3, "parallel"),
-    "prefix_tuning": virtual(3e-3, "prefix_tuning"),
-    "p_tuning_v2": virtual(3e-2, "p_tuning_v2"),
-    "prompt_tuning": virtual(1e-1, "prompt_tuning"),
-    "p_tuning": virtual(3e-3, "p_tuning"),
+    "houlsby": bottleneck("houlsby", 3e-3, 9e-3),
+    "pfeiffer": bottleneck("pfeiffer", 9e-3),
+    "parallel": bottleneck("parallel", 9e-3),
+    "prefix_tuning": virtual("prefix_tuning", 3e-3, 9e-3),
+    "p_tuning_v2": virtual("p_tuning_v2", 3e-2, 9e-2),
+    "prompt_tuning": virtual("prompt_tuning", 1e-1, 3e-1),
+    "p_tuning": virtual("p_tuning", 9e-3),
 }
