@@ -62,7 +62,7 @@ def figures(plan):
 
 
 def plot(found, path):
-    """Estimated time over chips, all overlapped and none, relative to the fewest chips."""
+    """Estimated time at best, relative to the fewest chips, and bytes sent, over chips."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -71,13 +71,11 @@ def plot(found, path):
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     for model, by_chips in found.items():
         chips = list(by_chips)
-        for name, line in (("at best, s", "-o"), ("without overlap, s", "--o")):
-            times = [by_chips[n][name] for n in chips]
-            label = f"{model}, {name.removesuffix(', s')}"
-            axes[0].plot(chips, [t / times[0] for t in times], line, label=label)
+        times = [by_chips[n]["at best, s"] for n in chips]
+        axes[0].plot(chips, [t / times[0] for t in times], "-o", label=model)
         axes[1].plot(chips, [by_chips[n]["wire, GB"] for n in chips], "-o", label=model)
     axes[0].axhline(1.1, color="black", linestyle=":", label="10% more")
-    axes[0].set(title="estimated step time over that on 8 chips", ylim=(0, None))
+    axes[0].set(title="estimated step time, relative to the fewest chips", ylim=(0, None))
     axes[1].set(title="GB sent per chip and step", ylim=(0, None))
     for axis in axes:
         axis.set_xscale("log", base=2)

@@ -164,7 +164,8 @@ def main() -> int:
     except ConfigError as error:
         found = {"config_error": str(error)}
     except (jax.errors.JaxRuntimeError, ValueError) as error:
-        found = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
+        # The first line of the compiler's messages may be a code alone.
+        found = {"error": " ".join(f"{type(error).__name__}: {error}".split())[:400]}
     print(json.dumps(found))
     return 0
 
