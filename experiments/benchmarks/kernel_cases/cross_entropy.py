@@ -69,10 +69,11 @@ def case(problem: Problem, both: bool) -> Case:
         "XLA, all logits": functools.partial(make, reference),
     }
     unavailable = {}
-    if importlib.util.find_spec("tokamax") is None:
-        unavailable["tokamax 512"] = "not installed"
-    else:
-        contenders["tokamax 512"] = functools.partial(tokamax, problem, both, 512)
+    for columns in (512, 256):
+        if importlib.util.find_spec("tokamax") is None:
+            unavailable[f"tokamax {columns}"] = "not installed"
+        else:
+            contenders[f"tokamax {columns}"] = functools.partial(tokamax, problem, both, columns)
     tokens, width, vocabulary = problem
     return Case(
         contenders,
