@@ -49,8 +49,8 @@ def scatter(
     mark: float | None = None,
 ) -> None:
     """Share of questions answered rightly over a figure of the runs."""
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    seen = set()
+    figure, axes = plt.subplots(figsize=(8, 6), layout="constrained")
+    seen, points = set(), []
     for method, runs in results.items():
         family = METHODS[method].family
         x, y = mean(runs, name), 100 * mean(runs, "checked_accuracy")
@@ -58,13 +58,20 @@ def scatter(
             x, y, 100 * spread(runs, "checked_accuracy"), spread(runs, name),
             fmt="o", ms=5, lw=0.8, color=COLOURS[family], label=None if family in seen else family,
         )  # fmt: skip
-        axes.annotate(method, (x, y), xytext=(5, 4), textcoords="offset points", fontsize=7.5)
         seen.add(family)
+        points.append((x, y, method))
+    for i, (x, y, method) in enumerate(sorted(points)):
+        right = i % 2 == 0  # neighbours, which may lie above each other, on different sides
+        axes.annotate(
+            method, (x, y), xytext=(5 if right else -5, 3), textcoords="offset points",
+            fontsize=7.5, ha="left" if right else "right",
+        )  # fmt: skip
     if mark is not None:
         axes.axvline(mark, color="#999999", ls=":", lw=1)
     if log:
         axes.set_xscale("log")
     axes.set(xlabel=label, ylabel="held-out questions answered rightly, %")
+    axes.margins(x=0.12)
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8)
     save(figure, path)
@@ -91,7 +98,8 @@ def heat(results: Results, path: pathlib.Path) -> None:
     figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
     axes.imshow(ranks, cmap="Blues", vmin=0, aspect="auto")
     for (layer, module), rank in np.ndenumerate(ranks):
-        axes.text(module, layer, f"{rank:.1f}", ha="center", va="center", fontsize=8)
+        colour = "white" if rank > 0.6 * ranks.max() else "black"
+        axes.text(module, layer, f"{rank:.1f}", ha="center", va="center", color=colour)
     axes.set_xticks(range(len(modules)), modules, rotation=20, fontsize=8)
     axes.set_yticks(range(len(ranks)), [f"layer {i}" for i in range(len(ranks))], fontsize=8)
     save(figure, path)
