@@ -129,12 +129,13 @@ packed, whole = qlora.model.variables["params"], base.model.variables["params"]
 print(f"the base: {size_in_bytes(whole):,} bytes; packed: {size_in_bytes(packed):,}")
 
 # %%
-# Held-out instructions whose answer is known; the right replies first.
+# Held-out instructions whose answer is known: some right replies, some wrong ones.
 questions = [q for q in qlora.held_out_questions() if q.answer is not None][:64]
 replies = qlora.reply(questions)
 right = [question.is_right(reply) for question, reply in zip(questions, replies)]
 print(f"{sum(right)} of {len(right)} are right")
-shown = sorted(zip(right, questions, replies), key=lambda found: not found[0])[:8]
+ordered = sorted(zip(right, questions, replies), key=lambda found: not found[0])
+shown = ordered[:5] + ordered[5:][-3:]
 for verdict, question, reply in shown:
     print(f"\n問い  {question.messages[-1]['content']}")
     print(f"答え  {reply}  {'○' if verdict else '× ' + question.answer}")
