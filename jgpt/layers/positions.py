@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jgpt.config import ModelConfig, RopeScaling
+from jgpt.kernels.fence import fenced
 from jgpt.layers.initialization import normal
 from jgpt.typing import Array
 
@@ -99,7 +100,7 @@ def rotary_tables(
         frequencies = jnp.where(is_long, jnp.asarray(long, jnp.float32), frequencies)
     angles = positions[..., None].astype(jnp.float32) * frequencies
     temperature = rope_temperature(scaling)
-    return jnp.cos(angles) * temperature, jnp.sin(angles) * temperature
+    return fenced(lambda a: (jnp.cos(a) * temperature, jnp.sin(a) * temperature))(angles)
 
 
 def layer_rotary(config: ModelConfig, kind: str, positions: Int[Array, "B S"]) -> Rotary:
@@ -120,6 +121,10 @@ def rotate(x: Float[Array, "B S N d"], rotary: Rotary) -> Float[Array, "B S N d"
     The layout of Hugging Face's rotate_half; computed in float32, returned in x's dtype. The
     gradient is the turn back; the tables have none.
     """
+    return fenced(_turned)(x, rotary)
+
+
+def _turned(x: Array, rotary: Rotary) -> Array:
     cos, sin = (table[..., None, :] for table in rotary)
     half = cos.shape[-1]
     first = x[..., :half].astype(jnp.float32)
