@@ -28,6 +28,7 @@ COMMANDS = {
     "adapters",
     "fisher",
     "class_texts",
+    "notebook",
     "plan",
     "tokenizers.__main__",
 }

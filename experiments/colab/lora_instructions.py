@@ -35,7 +35,7 @@ if importlib.util.find_spec("jgpt") is None:
 # questions and answers in passing, but not this form of conversation.
 
 # %%
-from jgpt.interop import notebook
+from jgpt import notebook
 
 STEPS = 400
 settings = notebook.settings(

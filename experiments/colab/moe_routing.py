@@ -34,7 +34,7 @@ if importlib.util.find_spec("jgpt") is None:
 # sort, into kanji, hiragana, katakana, digits.
 
 # %%
-from jgpt.interop import notebook
+from jgpt import notebook
 
 STEPS = 200
 settings = notebook.settings(

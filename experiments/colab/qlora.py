@@ -31,7 +31,7 @@ if importlib.util.find_spec("jgpt") is None:
 # %%
 # The base: a dense model of 3.2 million parameters, trained on the embedded Japanese microworld.
 # If the LoRA notebook ran in this folder, the base is there already and is only evaluated again.
-from jgpt.interop import notebook
+from jgpt import notebook
 
 STEPS = 400
 settings = notebook.settings(

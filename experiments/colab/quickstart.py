@@ -50,7 +50,7 @@ for number in (0, 3, 7):
 # The last steps matter most: with a learning rate that has almost ended, the model settles.
 
 # %%
-from jgpt.interop import notebook
+from jgpt import notebook
 
 STEPS = 560
 settings = notebook.settings(

@@ -50,7 +50,9 @@ class Display:
 
     def __init__(self, steps: int, active: bool = True):
         self._steps = steps
-        self._console = Console(highlight=False, soft_wrap=True, quiet=not active)
+        self._console = Console(
+            highlight=False, soft_wrap=True, quiet=not active, force_jupyter=False
+        )
         self._bar: Progress | None = None
         if active and sys.stdout.isatty():
             self._bar = Progress(

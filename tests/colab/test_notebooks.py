@@ -11,9 +11,8 @@ import jax
 import matplotlib
 import pytest
 
-from jgpt import sharding
+from jgpt import notebook, sharding
 from jgpt.config import ConfigError
-from jgpt.interop import notebook
 from tests.training.tiny import OVERRIDES
 
 FOLDER = pathlib.Path(__file__).parents[2] / "experiments" / "colab"

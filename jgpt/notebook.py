@@ -1,6 +1,6 @@
 """Runs from a notebook: configured, trained, looked at and asked, in a line each.
 
-    from jgpt.interop import notebook
+    from jgpt import notebook
 
     settings = notebook.settings("moe_small", {"train.steps": 200})
     run = notebook.train(settings, "runs/quickstart")
@@ -38,7 +38,7 @@ from jgpt.training import loop
 from jgpt.training.metrics import last_per_step, read_json_lines
 from jgpt.training.workdir import Workdir, read_json
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 """Of the repository, where `configs` lies beside `jgpt`."""
 
 
