@@ -40,11 +40,14 @@ class Chip(NamedTuple):
     """Parts of the result's columns at least; cores that share a program each take some."""
     vmem_bytes: int
     """What a kernel may use of the on-chip memory."""
+    room: float = 0.8
+    """Of that, for what is counted here; the rest is the compiler's, whose own need grows with the
+    layer."""
 
 
 CHIPS = {
     "TPU v5 lite": Chip(512, 256, 1024, 512, 512, 1, 100 * MIB),
-    "TPU v5": Chip(512, 256, 1024, 512, 512, 2, 56 * MIB),
+    "TPU v5": Chip(512, 256, 1024, 512, 512, 2, 56 * MIB, 0.7),
     "TPU v6 lite": Chip(512, 256, 1024, 512, 512, 1, 100 * MIB),
 }
 """By device kind; sizes are limits, smaller problems have smaller ones."""
@@ -70,10 +73,6 @@ class WeightsSizes(NamedTuple):
     left: int
     right: int
     piece: int
-
-
-ROOM = 0.8
-"""Of a kernel's memory, for what is counted here."""
 
 
 def _up(size: int, step: int) -> int:
@@ -123,7 +122,7 @@ def rows_sizes(
             held = (held + 2 * matrices * inner * wide) * itemsize
             sums = 2 * matrices * tile * _up(piece, LANES) * 4
             sums += transposed * inner * _up(piece, LANES) * itemsize
-            if held + sums <= ROOM * chip.vmem_bytes:
+            if held + sums <= chip.room * chip.vmem_bytes:
                 return RowsSizes(tile, min(chip.some, tile), chunk, piece, chip.arrival)
             if columns % LANES or chunk <= LANES:
                 break
@@ -155,7 +154,7 @@ def weights_sizes(
             held = wide[0] * wide[1] * (4 + out_itemsize) * rights
             held += 2 * tile * (wide[0] + rights * wide[1]) * itemsize
             held += 2 * rights * piece * wide[1] * 4
-            if held <= ROOM * chip.vmem_bytes:
+            if held <= chip.room * chip.vmem_bytes:
                 return WeightsSizes(tile, min(chip.some, tile), *sizes, piece)
             can = [n % LANES == 0 and size > LANES for n, size in zip((left, right), sizes)]
             if not any(can):
