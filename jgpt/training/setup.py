@@ -22,6 +22,7 @@ from jgpt.tokenizers import Tokenizer, build, load
 from jgpt.tokenizers.report import measure
 from jgpt.training.assembly import Start, make_steps
 from jgpt.training.checkpoints import Checkpoints
+from jgpt.training.flops import flops_per_token
 from jgpt.training.metrics import peak_flops
 from jgpt.training.state import TrainState
 from jgpt.training.trainable import make_trainable
@@ -264,7 +265,7 @@ def facts(
             "parameters": total,
             "active_parameters": active,
             "trained_parameters": trained,
-            "flops_per_token": models.flops_per_token(config.model, config.data.sequence_length),
+            "flops_per_token": flops_per_token(config),
         },
         "tokenizer": {
             "kind": config.tokenizer.kind,
