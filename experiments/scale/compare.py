@@ -32,6 +32,12 @@ CASES = {
     "dense v5e-16, remat dots": ("llama_1b", "v5e-16", {}, DENSE_16),
     "dense v5e-16, remat full": ("llama_1b", "v5e-16", {"model.remat": "full"}, DENSE_16),
     "dense v5e-64, remat dots": ("llama_1b", "v5e-64", ON_64, DENSE_64),
+    "dense v5e-64, remat full": (
+        "llama_1b",
+        "v5e-64",
+        {**ON_64, "model.remat": "full"},
+        DENSE_64,
+    ),
     "dense v5e-64, data 4 x fsdp 16, remat dots": (
         "llama_1b",
         "v5e-64",
@@ -41,6 +47,12 @@ CASES = {
     "moe v5e-16, remat dots": ("moe_8x", "v5e-16", {"model.remat": "dots"}, MOE_16),
     "moe v5e-16, remat full": ("moe_8x", "v5e-16", {"model.remat": "full"}, MOE_16),
     "moe v5e-16, capacity 1.25, remat full": ("moe_8x", "v5e-16", CAPACITY, MOE_16_CAPACITY),
+    "moe v5e-64, fsdp 8 x expert 8, remat dots": (
+        "moe_8x",
+        "v5e-64",
+        {**ON_64, "mesh.expert": 8, "model.remat": "dots"},
+        MOE_64,
+    ),
     "moe v5e-64, fsdp 8 x expert 8, remat full": (
         "moe_8x",
         "v5e-64",
