@@ -72,10 +72,10 @@ def test_pieces_hold_punctuation_beside_letters_only_where_allowed(corpus, tmp_p
 
 
 def test_settings_that_do_not_matter_share_a_cache(corpus, tmp_path, no_training):
-    tokenizers.train(CONFIGS["unigram"], corpus, str(tmp_path))
+    first = tokenizers.train(CONFIGS["unigram"], corpus, str(tmp_path))
     no_training()
     other = dataclasses.replace(CONFIGS["unigram"], word_segmenter="mecab", train_megabytes=5.0)
-    tokenizers.train(other, corpus, str(tmp_path))
+    assert tokenizers.train(other, corpus, str(tmp_path)).fingerprint == first.fingerprint
 
 
 def test_a_damaged_cache_is_trained_again_and_says_so(corpus, trained, tmp_path, caplog):

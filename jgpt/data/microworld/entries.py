@@ -1,7 +1,6 @@
 """Encyclopedic entries about the people, towns, things, animals, plants and jobs of the world.
 
-Each entry tells some of the facts of its subject in a random order: what it says about the
-world is true in ``WORLD``.
+Each tells some of the facts of its subject in a random order; all that it says is true in `WORLD`.
 """
 
 from __future__ import annotations
